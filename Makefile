@@ -1,0 +1,51 @@
+# imds-guard: the verbs of a developer's day. Every one works on a bare Debian machine with Go and root.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+IMAGE   ?= ghcr.io/imds-guard/imds-guard:v0.1.0
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+.PHONY: help demo test build bench lint fuzz image clean
+
+help: ## show this
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this machine and nothing but it
+	@hack/packages iptables nftables iproute2
+	go run ./test/demo --guard bin/imds-guard --imds bin/ec2-metadata-mock
+
+test: ## every test: both backends, both families, real packets (needs root)
+	@hack/packages iptables nftables iproute2 prometheus
+	go test -race ./...
+
+build: ## bin/imds-guard, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/imds-guard ./cmd/imds-guard
+
+bench: build ## measure, print a table, write docs/benchmarks.md (about ten minutes)
+	@hack/packages iptables nftables iproute2
+	go run ./test/bench --guard bin/imds-guard --out docs/benchmarks.md
+
+lint: ## gofmt, go vet, staticcheck, shellcheck
+	@hack/packages shellcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt these:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+	shellcheck hack/packages .ci/run
+
+fuzz: ## fuzz what parses foreign text, a minute each
+	go test ./pkg/rules -run '^$$' -fuzz FuzzParseLine -fuzztime 1m
+	go test ./pkg/netfilter -run '^$$' -fuzz FuzzParseNFTRule -fuzztime 1m
+
+image: ## the container image, by docker, podman or buildah, whichever is there
+	"$$(command -v docker || command -v podman || command -v buildah)" build \
+	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t $(IMAGE) .
+
+clean: ## remove bin/
+	rm -rf bin
+
+# AWS's own mock of the endpoint, so that what answers in the demo is not ours.
+bin/ec2-metadata-mock: tools/go.mod
+	cd tools && go build -o ../$@ github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock

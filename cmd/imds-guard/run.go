@@ -1,0 +1,204 @@
+// imds-guard run: the agent.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/ifwatch"
+	"github.com/imds-guard/imds-guard/pkg/metrics"
+	"github.com/imds-guard/imds-guard/pkg/netfilter"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+func newRun() *cobra.Command {
+	options := config.NewOptions()
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "The agent: enforce, watch, export; stops on SIGTERM, and the rules stay",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := options.Load()
+			if err != nil {
+				return err
+			}
+			if err := requireNetAdmin("changing rules"); err != nil {
+				return err
+			}
+			return runAgent(cmd.Context(), c, newLogger(c))
+		},
+	}
+	options.AddTo(cmd.Flags())
+	return cmd
+}
+
+func newLogger(c config.Config) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}
+
+// newLayers makes what the configuration asks for, without touching the node.
+func newLayers(c config.Config, s *rules.Selector) (layers []guard.Layer) {
+	for _, f := range enforce.Families {
+		layers = append(layers, rules.NewTable(f, rules.Desired(f, c.Interfaces, c.Verdict), s))
+	}
+	return layers
+}
+
+// runAgent enforces first, and starts all else only then.
+func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
+	selector, err := rules.NewSelector(c.Backend, enforce.Families)
+	if err != nil {
+		return failed(err)
+	}
+	m := metrics.New(version, commit, enforce.Families, []string{rules.LayerName})
+	a := &agent{
+		config: c, log: log, selector: selector, metrics: m,
+		reporter: ifwatch.Reporter{Log: log},
+		nft:      &netfilter.NFTWatch{},
+	}
+	a.guard = guard.New(guard.Config{
+		Layers: newLayers(c, selector), Resync: c.Resync, Recorder: m, Log: log,
+		Before: a.prepare, After: a.report, Suspect: a.suspect,
+	})
+	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: m, Wake: a.guard.Wake, Lost: a.lost(metrics.WatcherInterfaces)}
+	a.nft.Wake, a.nft.Lost = a.guard.Wake, a.lost(metrics.WatcherNFTables)
+	a.legacy = netfilter.NewLegacyPoll(a.guard.Wake, a.lost(metrics.WatcherLegacy), enforce.Families...)
+	a.started = time.Now()
+
+	a.guard.Enforce()
+
+	if err := rules.Remember(rules.RecordDir, c.Interfaces); err != nil {
+		log.Warn("recording what was installed failed; cleanup will need the same --interface flags", "error", err)
+	}
+	log.Info("started", "version", version, "backend", selector.Current(), "interfaces", c.Interfaces,
+		"verdict", c.Verdict, "protected", a.guard.Status().Protected)
+	a.run(ctx)
+	log.Info("stopped; the rules stay, only `imds-guard cleanup` removes them")
+	return nil
+}
+
+// agent ties the parts together. Its methods but run and the probes are called on the loop's goroutine.
+type agent struct {
+	config   config.Config
+	log      *slog.Logger
+	selector *rules.Selector
+	metrics  *metrics.Metrics
+	guard    *guard.Guard
+	links    *ifwatch.Watch
+	nft      *netfilter.NFTWatch
+	legacy   *netfilter.LegacyPoll
+	reporter ifwatch.Reporter
+	backend  string           // as exported last
+	writer   netfilter.Writer // who wrote to nftables last before the current look
+	started  time.Time
+}
+
+// run returns when ctx has ended and everything has stopped.
+func (a *agent) run(ctx context.Context) {
+	parts := []func(context.Context){a.guard.Run, a.links.Run, a.nft.Run, a.legacy.Run}
+	if a.config.MetricsAddress != "" {
+		server := &metrics.Server{
+			Address: a.config.MetricsAddress, Metrics: a.metrics, Healthy: a.healthy, Ready: a.ready, Log: a.log,
+		}
+		parts = append(parts, server.Run)
+	}
+	var wg sync.WaitGroup
+	for _, part := range parts {
+		wg.Go(func() { part(ctx) })
+	}
+	wg.Wait()
+}
+
+// prepare is done before every look: the writer is noted before the loop writes itself, and the backend chosen anew.
+func (a *agent) prepare() {
+	a.writer = a.nft.LastWriter()
+	before := a.selector.Current()
+	if a.selector.Refresh() {
+		a.log.Warn("the node's agents use another iptables backend now; following them",
+			"from", before, "to", a.selector.Current())
+	}
+}
+
+// report exports what a look found, beside what the guard itself records.
+func (a *agent) report(s guard.Status) {
+	name, version := string(a.selector.Current()), a.selector.Version()
+	if exported := name + version; exported != a.backend {
+		a.metrics.Backend(name, version)
+		a.backend = exported
+		a.legacy.Set(a.selector.Current() == rules.Legacy)
+	}
+	picture := a.links.Picture()
+	if errors.Is(picture.Err, ifwatch.ErrNotListed) {
+		return
+	}
+	uncovered := ifwatch.Uncovered(picture.Interfaces, a.config.Interfaces)
+	a.reporter.Report(time.Now(), uncovered)
+	covered := len(picture.Interfaces) - len(uncovered)
+	if !s.Protected {
+		covered = 0 // a pattern that no rule in force has covers nothing
+	}
+	a.metrics.Interfaces(covered, len(picture.Interfaces)-covered)
+}
+
+// suspect names who wrote to nftables last before the look, and so most likely made the rules drift.
+func (a *agent) suspect() string {
+	if a.writer.PID == 0 || a.selector.Current() != rules.NFT {
+		return "unknown"
+	}
+	return fmt.Sprintf("%s (pid %d)", a.writer.Name, a.writer.PID)
+}
+
+func (a *agent) lost(watcher string) func(error) {
+	return func(err error) {
+		a.metrics.Lost(watcher)
+		a.log.Warn("a watcher may have missed something; looking at everything again", "watcher", watcher, "error", err)
+		a.guard.Wake()
+	}
+}
+
+// A look that hangs in commands ends by their time-outs, which add up to less than stuckAfter beyond the resync period.
+const stuckAfter = time.Minute
+
+// healthy says why the loop is stuck, or nil.
+func (a *agent) healthy() error {
+	last := a.guard.Status().At
+	if last.IsZero() {
+		last = a.started
+	}
+	if age := time.Since(last); age > 3*a.config.Resync+stuckAfter {
+		return fmt.Errorf("the loop is stuck: the last look at the rules ended %s ago", age.Round(time.Second))
+	}
+	return nil
+}
+
+// ready says why the node is not known to be protected, or nil.
+func (a *agent) ready() error {
+	s := a.guard.Status()
+	if age := time.Since(s.At); age > 3*a.config.Resync {
+		return fmt.Errorf("not protected: the last look at the rules ended %s ago, and what it found is out of date",
+			age.Round(time.Second))
+	}
+	if s.Protected {
+		return nil
+	}
+	var reasons []string
+	for _, l := range s.Layers {
+		reasons = append(reasons, strings.TrimSuffix(fmt.Sprintf("%s rules are %s: %s", l.Family, l.State, l.Detail), ": "))
+	}
+	return fmt.Errorf("not protected: %s", strings.Join(reasons, "; "))
+}

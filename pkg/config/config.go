@@ -1,0 +1,171 @@
+// Package config turns flags and a YAML file into a checked configuration.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// Config is a configuration that was found to be right.
+type Config struct {
+	// Interfaces has at least one pattern, and none twice.
+	Interfaces []ifpattern.Pattern
+	Backend    rules.Backend
+	Verdict    rules.Verdict
+	Resync     time.Duration
+	// MetricsAddress is empty if the endpoints are off.
+	MetricsAddress string
+	LogLevel       slog.Level
+	// LogFormat is text or json.
+	LogFormat string
+}
+
+// The bounds of the resync period: shorter, and looking costs more than repairing; longer, and "at the latest" means
+// nothing.
+const (
+	minResync = 100 * time.Millisecond
+	maxResync = time.Hour
+)
+
+const off = "off"
+
+// Options are the settings as the user wrote them.
+type Options struct {
+	file           string
+	interfaces     []string
+	backend        string
+	verdict        string
+	resync         time.Duration
+	metricsAddress string
+	kubernetes     string
+	logLevel       string
+	logFormat      string
+
+	flags *pflag.FlagSet
+}
+
+// NewOptions returns the defaults.
+func NewOptions() *Options {
+	o := &Options{flags: pflag.NewFlagSet("settings", pflag.ContinueOnError)}
+	f := o.flags
+	f.StringSliceVar(&o.interfaces, "interface", []string{"eni+"},
+		"pod-side interface `pattern`, iptables syntax (a trailing + is a wildcard); repeat or separate by commas")
+	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
+	f.StringVar(&o.verdict, "verdict", string(rules.Drop),
+		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
+	f.DurationVar(&o.resync, "resync-period", 10*time.Second,
+		"the slowest that drift can be noticed, whatever event is lost")
+	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":9169",
+		"`address` of /metrics, /healthz and /readyz; off turns them off")
+	f.StringVar(&o.kubernetes, "kubernetes", off, "use of the Kubernetes API: off (this version makes none)")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logFormat, "log-format", "", "text or json (default: json in a cluster, else text)")
+	return o
+}
+
+// AddTo gives a command the flags.
+func (o *Options) AddTo(flags *pflag.FlagSet) {
+	flags.AddFlagSet(o.flags)
+	flags.StringVar(&o.file, "config", "", "YAML `file` with the same settings, by the flags' names; a flag given wins")
+}
+
+// Load reads the file, if there is one, and checks everything. The error has a line for each thing that is wrong, naming
+// the setting and what to write instead.
+func (o *Options) Load() (Config, error) {
+	if o.file != "" {
+		if err := o.readFile(); err != nil {
+			return Config{}, err
+		}
+	}
+	c := Config{
+		Backend: rules.Backend(o.backend),
+		Verdict: rules.Verdict(o.verdict),
+		Resync:  o.resync,
+	}
+	var errs []error
+	wrong := func(flag, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("--%s: %w", flag, fmt.Errorf(format, args...)))
+	}
+	for _, text := range o.interfaces {
+		p, err := ifpattern.Parse(text)
+		switch {
+		case err != nil:
+			wrong("interface", "%w", err)
+		case !slices.Contains(c.Interfaces, p):
+			c.Interfaces = append(c.Interfaces, p)
+		}
+	}
+	if len(o.interfaces) == 0 {
+		wrong("interface", "no pattern is given; write at least one, such as eni+")
+	}
+	if !slices.Contains(rules.Backends, c.Backend) {
+		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))
+	}
+	if !slices.Contains(rules.Verdicts, c.Verdict) {
+		wrong("verdict", "%q is none; use %s", o.verdict, alternatives(rules.Verdicts))
+	}
+	if c.Resync < minResync || c.Resync > maxResync {
+		wrong("resync-period", "%s is out of range; use %s to %s", c.Resync, minResync, maxResync)
+	}
+	if o.kubernetes != off {
+		wrong("kubernetes", "%q is not supported by this version; use off", o.kubernetes)
+	}
+	if o.metricsAddress != off {
+		c.MetricsAddress = o.metricsAddress
+		if err := checkAddress(o.metricsAddress); err != nil {
+			wrong("metrics-bind-address", "%w; use host:port, :port or off", err)
+		}
+	}
+	if err := c.LogLevel.UnmarshalText([]byte(o.logLevel)); err != nil {
+		wrong("log-level", "%q is none; use debug, info, warn or error", o.logLevel)
+	}
+	switch c.LogFormat = o.logFormat; c.LogFormat {
+	case "text", "json":
+	case "":
+		c.LogFormat = defaultLogFormat()
+	default:
+		wrong("log-format", "%q is none; use text or json", o.logFormat)
+	}
+	return c, errors.Join(errs...)
+}
+
+// defaultLogFormat tells a cluster by the variable that the kubelet sets in every container.
+func defaultLogFormat() string {
+	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
+		return "json"
+	}
+	return "text"
+}
+
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("%q is no port number", port)
+	}
+	return nil
+}
+
+// alternatives writes "a, b or c".
+func alternatives[S ~string](values []S) string {
+	words := make([]string, len(values))
+	for i, v := range values {
+		words[i] = string(v)
+	}
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}

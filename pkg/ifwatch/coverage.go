@@ -1,0 +1,59 @@
+// Which pod-side interfaces no pattern matches.
+package ifwatch
+
+import (
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+)
+
+// Uncovered returns the interfaces that none of the patterns matches.
+func Uncovered(interfaces []Interface, patterns []ifpattern.Pattern) []Interface {
+	return slices.DeleteFunc(slices.Clone(interfaces), func(i Interface) bool {
+		return slices.ContainsFunc(patterns, func(p ifpattern.Pattern) bool { return ifpattern.Match(p.String(), i.Name) })
+	})
+}
+
+// prefixes are the beginnings of names after which comes a part that differs from pod to pod.
+var prefixes = []string{"eni", "vlan", "cali", "lxc", "knet", "veth", "br-", "cni"}
+
+// Suggest is the pattern that would cover an interface.
+func Suggest(name string) string {
+	for _, p := range prefixes {
+		if strings.HasPrefix(name, p) {
+			return p + "+"
+		}
+	}
+	return name
+}
+
+// settleTime is for how long an interface must be uncovered before the log names it: a CNI plugin makes a veth first and
+// puts it into its bridge, or gives it its name, later.
+const settleTime = time.Second
+
+// Reporter logs uncovered interfaces, each once for as long as it stays. It is not safe for concurrent use.
+type Reporter struct {
+	Log   *slog.Logger
+	since map[Interface]time.Time
+	told  map[Interface]bool
+}
+
+// Report takes the interfaces that are uncovered now.
+func (r *Reporter) Report(now time.Time, uncovered []Interface) {
+	since, told := map[Interface]time.Time{}, map[Interface]bool{}
+	for _, i := range uncovered {
+		since[i], told[i] = now, r.told[i]
+		if first, known := r.since[i]; known {
+			since[i] = first
+		}
+		if !told[i] && now.Sub(since[i]) >= settleTime {
+			told[i] = true
+			r.Log.Warn("no rule covers a pod-side interface: its pods can reach the metadata service",
+				"interface", i.Name, "kind", i.Kind, "fix", "add --interface "+Suggest(i.Name))
+		}
+	}
+	r.since, r.told = since, told
+}

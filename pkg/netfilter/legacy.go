@@ -1,0 +1,105 @@
+// The legacy backend's side: which tables are loaded, and the kernel's own summary of one.
+package netfilter
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+)
+
+// LegacyTables lists the legacy tables that are loaded in this network namespace; none where the kernel has no legacy
+// iptables. Reading the list loads nothing, unlike any iptables-legacy command.
+func LegacyTables(f enforce.Family) ([]string, error) {
+	// thread-self, since /proc/net is the main thread's namespace.
+	file := "/proc/thread-self/net/ip_tables_names"
+	if f == enforce.IPv6 {
+		file = "/proc/thread-self/net/ip6_tables_names"
+	}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing legacy tables (%s): %w", f, err)
+	}
+	return strings.Fields(string(text)), nil
+}
+
+// LegacyInfo is the kernel's summary of a legacy table, struct ipt_getinfo (linux/netfilter_ipv4/ip_tables.h; struct
+// ip6t_getinfo is the same). Two equal summaries mean that no rule was added, removed or moved to another chain in
+// between; an edit that keeps every rule's size does not show.
+type LegacyInfo struct {
+	Name       [32]byte
+	ValidHooks uint32
+	HookEntry  [5]uint32
+	Underflow  [5]uint32
+	// Entries counts rules, policies and the table's end mark, Size is in bytes.
+	Entries, Size uint32
+}
+
+// emptyEntries is how many entries the filter table has when nobody has written to it: three policies and the end mark.
+const emptyEntries = 4
+
+// Empty reports whether the filter table is as the kernel makes it.
+func (i LegacyInfo) Empty() bool { return i.Entries <= emptyEntries }
+
+// getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO, IPT_BASE_CTL in both headers.
+const getInfo = 64
+
+// LegacySocket reads summaries. It stays bound to the network namespace in which it was made.
+type LegacySocket struct {
+	fd, level int
+}
+
+// NewLegacySocket opens a socket to ask about a family's tables.
+func NewLegacySocket(f enforce.Family) (*LegacySocket, error) {
+	domain, level := unix.AF_INET, unix.SOL_IP
+	if f == enforce.IPv6 {
+		domain, level = unix.AF_INET6, unix.SOL_IPV6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, fmt.Errorf("opening a raw socket (%s): %w", f, err)
+	}
+	return &LegacySocket{fd, level}, nil
+}
+
+// Close closes the socket.
+func (s *LegacySocket) Close() error { return unix.Close(s.fd) }
+
+// Info reads a table's summary, in about a microsecond however many rules there are. It loads the table if need be: ask
+// only where LegacyTables has it, or where legacy is in use.
+func (s *LegacySocket) Info(table string) (LegacyInfo, error) {
+	var info LegacyInfo
+	copy(info.Name[:], table)
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), uintptr(s.level), getInfo,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return info, fmt.Errorf("reading the summary of legacy table %s: %w", table, errno)
+	}
+	return info, nil
+}
+
+// ReadLegacyInfo is Info with a socket of its own, for a table that is loaded; ok is false where it is not.
+func ReadLegacyInfo(f enforce.Family, table string) (info LegacyInfo, ok bool, err error) {
+	tables, err := LegacyTables(f)
+	if err != nil || !slices.Contains(tables, table) {
+		return info, false, err
+	}
+	s, err := NewLegacySocket(f)
+	if err != nil {
+		return info, false, err
+	}
+	defer s.Close()
+	info, err = s.Info(table)
+	return info, err == nil, err
+}

@@ -1,0 +1,154 @@
+// One nftables rule, as far as a rule of iptables-nft has to be told from others.
+package netfilter
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+)
+
+// NFTRule is one rule of an NFTChain.
+type NFTRule struct {
+	// Odd: the rule was not written by iptables-nft and has an expression that iptables-nft leaves out or misprints
+	// when it lists the rule. Seen with 1.8.9: `ip daddr > 10.0.0.1 accept` is listed as `-d 10.0.0.1/32 -j ACCEPT`,
+	// and a set lookup as no match at all.
+	Odd bool
+	// Plain: the rule matches on In and Dest alone, both set, and Target is DROP or REJECT. The three are meaningful only
+	// then.
+	Plain  bool
+	In     string // an interface pattern in iptables syntax
+	Dest   netip.Addr
+	Target string
+}
+
+// load is what the last load expression put into the register.
+type load int
+
+const (
+	loadOther load = iota
+	loadIn
+	loadDest
+	loadPorts
+)
+
+// parseNFTRule reads a rule's expressions (linux/netfilter/nf_tables.h). What iptables-nft writes and lists as it is
+// (iptables/nft.c and nft-shared.c) are loads of addresses, interfaces, protocols and ports, comparisons of them for
+// equality, ranges of ports, xtables matches and targets, a counter, and a verdict; everything else makes the rule odd.
+func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
+	odd := NFTRule{Odd: true}
+	list, err := nl.ParseRouteAttr(expressions)
+	if err != nil {
+		return odd
+	}
+	r := NFTRule{Plain: true}
+	last := loadOther
+	for _, e := range list {
+		attrs, err := parseAttrs(e.Value)
+		if err != nil {
+			return odd
+		}
+		data, err := parseAttrs(attrs[unix.NFTA_EXPR_DATA].Value)
+		if err != nil {
+			return odd
+		}
+		switch unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME].Value) {
+		case "meta":
+			last = loadOther
+			if be32(data[unix.NFTA_META_KEY]) == unix.NFT_META_IIFNAME {
+				last = loadIn
+			}
+		case "payload":
+			last = payloadLoad(f, data)
+		case "cmp":
+			equal := be32(data[unix.NFTA_CMP_OP]) == unix.NFT_CMP_EQ
+			if !equal && be32(data[unix.NFTA_CMP_OP]) != unix.NFT_CMP_NEQ && last != loadPorts {
+				return odd
+			}
+			r.Plain = r.Plain && equal && r.compare(last, data)
+		case "range":
+			if last != loadPorts {
+				return odd
+			}
+			r.Plain = false
+		case "counter":
+		case "immediate":
+			r.Target = "DROP"
+			r.Plain = r.Plain && isDrop(data)
+		case "target":
+			r.Target = unix.ByteSliceToString(data[unix.NFTA_TARGET_NAME].Value)
+		case "bitwise", "match", "limit", "log":
+			r.Plain = false
+		default:
+			return odd
+		}
+	}
+	r.Plain = r.Plain && r.In != "" && r.Dest.IsValid() && (r.Target == "DROP" || r.Target == "REJECT")
+	return r
+}
+
+// payloadLoad says what a payload expression loads. The destination address is at byte 16 of the IPv4 header (RFC 791)
+// and at byte 24 of the IPv6 header (RFC 8200).
+func payloadLoad(f enforce.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
+	offset, length := uint32(16), uint32(4)
+	if f == enforce.IPv6 {
+		offset, length = 24, 16
+	}
+	switch base := be32(data[unix.NFTA_PAYLOAD_BASE]); {
+	case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER:
+		return loadPorts
+	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && be32(data[unix.NFTA_PAYLOAD_OFFSET]) == offset &&
+		be32(data[unix.NFTA_PAYLOAD_LEN]) == length:
+		return loadDest
+	}
+	return loadOther
+}
+
+// compare notes what an equality asks for and reports whether it is one of the two that a plain rule has.
+func (r *NFTRule) compare(last load, data map[uint16]syscall.NetlinkRouteAttr) bool {
+	nested, err := parseAttrs(data[unix.NFTA_CMP_DATA].Value)
+	if err != nil {
+		return false
+	}
+	value := nested[unix.NFTA_DATA_VALUE].Value
+	switch last {
+	case loadIn:
+		// A wildcard is a comparison of the prefix alone, a whole name is compared with its terminating zero.
+		r.In = unix.ByteSliceToString(value)
+		if len(r.In) == len(value) {
+			r.In += "+"
+		}
+		return true
+	case loadDest:
+		dest, ok := netip.AddrFromSlice(value)
+		r.Dest = dest
+		return ok
+	}
+	return false
+}
+
+// isDrop reports whether an immediate expression is the verdict drop (NF_DROP, linux/netfilter.h).
+func isDrop(data map[uint16]syscall.NetlinkRouteAttr) bool {
+	value, err := parseAttrs(data[unix.NFTA_IMMEDIATE_DATA].Value)
+	if err != nil {
+		return false
+	}
+	verdict, err := parseAttrs(value[unix.NFTA_DATA_VERDICT].Value)
+	if err != nil {
+		return false
+	}
+	code := verdict[unix.NFTA_VERDICT_CODE].Value
+	return len(code) == 4 && binary.BigEndian.Uint32(code) == 0
+}
+
+// be32 is a numeric attribute of nftables, which are in network byte order; 0 if it is absent.
+func be32(a syscall.NetlinkRouteAttr) uint32 {
+	if len(a.Value) != 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(a.Value)
+}

@@ -1,0 +1,107 @@
+// The comparison of the rules that are wanted with the chain that is there.
+package rules
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+)
+
+// Chain is FORWARD as it was read, from the top.
+type Chain struct {
+	Lines []Line
+	// Native says that native nftables rules may be in the chain, so that a line without a target may still end the
+	// walk: iptables-nft prints a verdict map as no target at all.
+	Native bool
+}
+
+// Copies counts how often each of these rules is in the chain; one that is not has no entry.
+func (c Chain) Copies(of []Rule) map[Rule]int {
+	copies := make(map[Rule]int, len(of))
+	for _, l := range c.Lines {
+		if l.Exact && slices.Contains(of, l.Rule) {
+			copies[l.Rule]++
+		}
+	}
+	return copies
+}
+
+// Compare says how the chain differs from the wanted rules standing at its top, once each and in order. The worst of
+// what it finds is the state, and the detail names the rule that is to blame.
+func Compare(want []Rule, c Chain) (state enforce.State, detail string) {
+	copies := c.Copies(want)
+	for _, r := range want {
+		if copies[r] == 0 {
+			return enforce.Missing, fmt.Sprintf("%q is not in the chain", r)
+		}
+	}
+	if detail := c.shadow(want); detail != "" {
+		return enforce.Shadowed, detail
+	}
+	for _, r := range want {
+		if copies[r] > 1 {
+			return enforce.Duplicate, fmt.Sprintf("%q is in the chain %d times", r, copies[r])
+		}
+	}
+	for i, r := range want {
+		if above := c.Lines[i]; !above.Exact || above.Rule != r {
+			return enforce.Displaced, fmt.Sprintf("%q stands where %q belongs", above.Text, r)
+		}
+	}
+	return enforce.Enforced, ""
+}
+
+// shadow looks for a line above the first copy of a wanted rule that can let a packet through which that rule is there to
+// stop.
+func (c Chain) shadow(want []Rule) (detail string) {
+	for _, r := range want {
+		for _, l := range c.Lines {
+			if l.Exact && l.Rule == r {
+				break
+			}
+			if l.mayEndWalk(c.Native) && (l.Odd || l.mayMatch(r)) {
+				return fmt.Sprintf("%q stands above %q", l.Text, r)
+			}
+		}
+	}
+	return ""
+}
+
+// goesOn lists the targets after which the walk goes on with the next rule, whatever their options
+// (iptables-extensions(8)). A user-defined chain can't have one of these names: iptables -N refuses it.
+var goesOn = map[string]bool{
+	"AUDIT": true, "CHECKSUM": true, "CLASSIFY": true, "CONNMARK": true, "CONNSECMARK": true, "DSCP": true, "ECN": true,
+	"HL": true, "HMARK": true, "IDLETIMER": true, "LED": true, "LOG": true, "MARK": true, "NFLOG": true, "RATEEST": true,
+	"SECMARK": true, "SET": true, "TCPMSS": true, "TCPOPTSTRIP": true, "TEE": true, "TOS": true, "TRACE": true,
+	"TTL": true, "ULOG": true,
+}
+
+// mayEndWalk reports whether a packet that the line matches may leave the chain alive. A jump counts: what happens in
+// the other chain can change without FORWARD changing. DROP and REJECT end the walk too, but in our favour.
+func (l Line) mayEndWalk(native bool) bool {
+	switch t := l.Rule.Target; t {
+	case "DROP", "REJECT":
+		return false
+	case "":
+		return native
+	default:
+		return !goesOn[t]
+	}
+}
+
+// mayMatch reports whether some packet that r matches is matched by the line too. Only destination and input interface
+// can rule that out; whatever else the line asks for may be true of the packet.
+func (l Line) mayMatch(r Rule) bool {
+	if d := l.Rule.Dest; d.IsValid() && d.Contains(r.Dest.Addr()) == l.DestNot {
+		return false
+	}
+	if in := l.Rule.In; in != "" {
+		if l.InNot {
+			return !ifpattern.Within(r.In, in)
+		}
+		return ifpattern.Overlap(r.In, in)
+	}
+	return true
+}

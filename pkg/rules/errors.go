@@ -1,0 +1,110 @@
+// The errors of iptables commands, sorted into the few kinds that someone on call has to tell apart.
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+)
+
+// Operation is what a command was to do, as a metric label.
+type Operation string
+
+const (
+	OpVersion Operation = "version"
+	OpList    Operation = "list"
+	OpCheck   Operation = "check"
+	OpInsert  Operation = "insert"
+	OpRestore Operation = "restore"
+)
+
+// Reason is why a command failed, as a metric label.
+type Reason string
+
+const (
+	// ReasonLock: another process held the xtables lock for as long as we wait.
+	ReasonLock Reason = "lock"
+	// ReasonIncompatible: iptables-nft can't show the chain, because of a native nftables rule in it or because the
+	// rule comes from a newer iptables.
+	ReasonIncompatible Reason = "incompatible"
+	// ReasonExec: the command is missing, can't be run, or was killed because it did not end.
+	ReasonExec Reason = "exec"
+	// ReasonOther: everything else; the error says more.
+	ReasonOther Reason = "other"
+)
+
+// Operations and Reasons list every value.
+var (
+	Operations = []Operation{OpVersion, OpList, OpCheck, OpInsert, OpRestore}
+	Reasons    = []Reason{ReasonLock, ReasonIncompatible, ReasonExec, ReasonOther}
+)
+
+// CommandError is a failed iptables command.
+type CommandError struct {
+	Family    enforce.Family
+	Operation Operation
+	Reason    Reason
+	Err       error
+}
+
+func (e *CommandError) Error() string {
+	return fmt.Sprintf("running iptables to %s %s rules: %v", e.Operation, e.Family, e.Err)
+}
+
+func (e *CommandError) Unwrap() error { return e.Err }
+
+// errHung is the cause of a command that was killed because it did not end.
+var errHung = errors.New("the command did not end and was killed")
+
+// exitError is what a failed command leaves: *iptables.Error for go-iptables, *restoreError for our own.
+type exitError interface {
+	error
+	ExitStatus() int
+}
+
+// reasonOf sorts an error. The text alone proves nothing, since rules and comments are quoted in it: the exit status has
+// to fit too.
+func reasonOf(err error) Reason {
+	var exit exitError
+	if errors.Is(err, errHung) || !errors.As(err, &exit) {
+		return ReasonExec
+	}
+	text := exit.Error()
+	switch status := exit.ExitStatus(); {
+	case status < 0:
+		return ReasonExec // ended by a signal
+	case status == 4 && strings.Contains(text, "xtables lock"):
+		return ReasonLock // RESOURCE_PROBLEM of include/xtables.h, which has other causes too
+	case status == 1 && strings.Contains(text, "is incompatible, use 'nft' tool"),
+		status == 3 && strings.Contains(text, "Parsing nftables rule failed"):
+		return ReasonIncompatible
+	}
+	return ReasonOther
+}
+
+// withoutNetfilter reports whether an error says that the kernel has no netfilter for the family at all.
+func withoutNetfilter(err error) bool {
+	for _, errno := range []error{unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.EOPNOTSUPP} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	var exit exitError
+	if !errors.As(err, &exit) || exit.ExitStatus() <= 0 {
+		return false
+	}
+	for _, text := range []string{
+		"Table does not exist (do you need to insmod?)", // legacy without ip6_tables
+		"Protocol not supported",                        // nft without nf_tables
+		"Address family not supported by protocol",
+	} {
+		if strings.Contains(exit.Error(), text) {
+			return true
+		}
+	}
+	return false
+}
