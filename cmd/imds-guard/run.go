@@ -51,6 +51,15 @@ func newLogger(c config.Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, options))
 }
 
+// patternTexts is the configured patterns for the log.
+func patternTexts(c config.Config) string {
+	texts := make([]string, len(c.Interfaces))
+	for i, p := range c.Interfaces {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, ",")
+}
+
 // newLayers makes what the configuration asks for, without touching the node.
 func newLayers(c config.Config, s *rules.Selector) (layers []guard.Layer) {
 	for _, f := range enforce.Families {
@@ -82,10 +91,7 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 
 	a.guard.Enforce()
 
-	if err := rules.Remember(rules.RecordDir, c.Interfaces); err != nil {
-		log.Warn("recording what was installed failed; cleanup will need the same --interface flags", "error", err)
-	}
-	log.Info("started", "version", version, "backend", selector.Current(), "interfaces", c.Interfaces,
+	log.Info("started", "version", version, "backend", selector.Current(), "interfaces", patternTexts(c),
 		"verdict", c.Verdict, "protected", a.guard.Status().Protected)
 	a.run(ctx)
 	log.Info("stopped; the rules stay, only `imds-guard cleanup` removes them")
@@ -110,7 +116,7 @@ type agent struct {
 
 // run returns when ctx has ended and everything has stopped.
 func (a *agent) run(ctx context.Context) {
-	parts := []func(context.Context){a.guard.Run, a.links.Run, a.nft.Run, a.legacy.Run}
+	parts := []func(context.Context){a.guard.Run, a.links.Run, a.nft.Run, a.legacy.Run, a.remember}
 	if a.config.MetricsAddress != "" {
 		server := &metrics.Server{
 			Address: a.config.MetricsAddress, Metrics: a.metrics, Healthy: a.healthy, Ready: a.ready, Log: a.log,
@@ -122,6 +128,27 @@ func (a *agent) run(ctx context.Context) {
 		wg.Go(func() { part(ctx) })
 	}
 	wg.Wait()
+}
+
+// remember records what was installed, for cleanup. It is a part of its own, so that no file system can hold up the loop.
+func (a *agent) remember(ctx context.Context) {
+	reported := false
+	for {
+		err := rules.Remember(rules.RecordDir, a.config.Interfaces)
+		if err == nil {
+			return
+		}
+		if !reported {
+			a.log.Warn("recording what was installed failed; trying again, until then cleanup needs the same --interface flags",
+				"error", err)
+			reported = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(a.config.Resync):
+		}
+	}
 }
 
 // prepare is done before every look: the writer is noted before the loop writes itself, and the backend chosen anew.

@@ -109,7 +109,7 @@ func (t *tended) repair(before enforce.Reading, noticed time.Time) (r enforce.Re
 	took := time.Since(noticed)
 	first := t.last == "" && before.State == enforce.Missing
 	if first && ok {
-		t.Log.Info("rules installed", "family", t.Family(), "rules", r.Rules, "took", took)
+		t.Log.Info("rules installed", "family", t.Family(), "rules", r.Rules, "took", took.String())
 	} else {
 		t.Recorder.Repaired(t.Family(), ok, took)
 	}
@@ -128,7 +128,7 @@ func (t *tended) repair(before enforce.Reading, noticed time.Time) (r enforce.Re
 	}
 	if !first {
 		t.Log.Log(context.Background(), t.level(slog.LevelInfo), "rules repaired",
-			"family", t.Family(), "reason", before.State, "took", took)
+			"family", t.Family(), "reason", before.State, "took", took.String())
 	}
 	return r, t.Resync
 }

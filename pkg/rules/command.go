@@ -18,8 +18,8 @@ import (
 const (
 	// lockWait is how long a command waits for /run/xtables.lock, in seconds.
 	lockWait = 5
-	// commandTimeout is how long a command may take before it is killed. The longest one seen took 0.6 s with 50,000
-	// foreign rules, and a command may wait lockWait before.
+	// commandTimeout is how long a command may take before it is killed. The longest one seen took 2.5 s, with 50,000
+	// foreign rules in FORWARD itself, and a command may wait lockWait before.
 	commandTimeout = (lockWait + 5) * time.Second
 )
 

@@ -52,7 +52,12 @@ type CommandError struct {
 }
 
 func (e *CommandError) Error() string {
-	return fmt.Sprintf("running iptables to %s %s rules: %v", e.Operation, e.Family, e.Err)
+	hint := ""
+	var exit exitError
+	if errors.As(e.Err, &exit) && exit.ExitStatus() < 0 && !errors.Is(e.Err, errHung) {
+		hint = " (a signal ended it; out of memory?)"
+	}
+	return fmt.Sprintf("running iptables to %s %s rules: %v%s", e.Operation, e.Family, e.Err, hint)
 }
 
 func (e *CommandError) Unwrap() error { return e.Err }

@@ -1,0 +1,104 @@
+//go:build linux
+
+// The stand-in for the instance metadata service.
+
+package testnode
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+)
+
+// What the stand-in gives away. The keys are the ones of AWS's own documentation.
+const (
+	Role            = "eks-node-role"
+	AccessKeyID     = "ASIAIOSFODNN7EXAMPLE"
+	SecretAccessKey = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+)
+
+const (
+	imdsToken = "AQAEAExampleTokenOfTheStandIn=="
+	ttlHeader = "X-aws-ec2-metadata-token-ttl-seconds"
+	maxTTL    = 21600
+)
+
+var imdsDocuments = map[string]string{
+	"/latest/meta-data/instance-id":      "i-1234567890abcdef0",
+	"/latest/meta-data/placement/region": "us-east-1",
+
+	"/latest/meta-data/iam/security-credentials":  Role,
+	"/latest/meta-data/iam/security-credentials/": Role,
+	"/latest/meta-data/iam/security-credentials/" + Role: `{
+  "Code" : "Success",
+  "LastUpdated" : "2026-01-01T00:00:00Z",
+  "Type" : "AWS-HMAC",
+  "AccessKeyId" : "` + AccessKeyID + `",
+  "SecretAccessKey" : "` + SecretAccessKey + `",
+  "Token" : "IQoJb3JpZ2luX2VjEXAMPLETOKEN",
+  "Expiration" : "2026-01-01T06:00:00Z"
+}`,
+}
+
+// IMDS is the stand-in for the endpoint. It answers a fixed role and credentials, to IMDSv1 and IMDSv2 requests, on
+// both families, and counts the requests that reached it.
+type IMDS struct {
+	server   *server
+	requests atomic.Int64
+}
+
+func serveIMDS(ns *Namespace) (*IMDS, error) {
+	m := &IMDS{}
+	var err error
+	if m.server, err = serve(ns, m, IMDSv4, IMDSv6); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Requests returns how many requests have reached the endpoint so far, token requests included.
+func (m *IMDS) Requests() int64 { return m.requests.Load() }
+
+// Stop makes the endpoint's addresses free for another server. The node stays as it is.
+func (m *IMDS) Stop() {
+	m.server.close()
+}
+
+// ServeHTTP implements http.Handler.
+func (m *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.requests.Add(1)
+	if r.URL.Path == "/latest/api/token" {
+		serveToken(w, r)
+		return
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+		return
+	}
+	if token, given := r.Header["X-Aws-Ec2-Metadata-Token"]; given && token[0] != imdsToken {
+		http.Error(w, "unauthorized", http.StatusUnauthorized)
+		return
+	}
+	document, ok := imdsDocuments[r.URL.Path]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	_, _ = io.WriteString(w, document)
+}
+
+func serveToken(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPut {
+		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+		return
+	}
+	ttl, err := strconv.Atoi(r.Header.Get(ttlHeader))
+	if err != nil || ttl < 1 || ttl > maxTTL {
+		http.Error(w, "bad request", http.StatusBadRequest)
+		return
+	}
+	w.Header().Set(ttlHeader, strconv.Itoa(ttl))
+	_, _ = io.WriteString(w, imdsToken)
+}

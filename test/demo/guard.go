@@ -1,0 +1,88 @@
+//go:build linux
+
+// The guard's process.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+)
+
+const metricsAddress = "127.0.0.1:9169"
+
+// guard is a running imds-guard.
+type guard struct {
+	cmd   *exec.Cmd
+	log   *logBuffer
+	ended <-chan error
+}
+
+// startGuard starts the guard on the node and waits until it says that it is ready.
+func (d *demonstration) startGuard(ctx context.Context) error {
+	cmd := d.node.Command(ctx, d.opts.guard, "run", "--kubernetes", "off", "--metrics-bind-address", metricsAddress,
+		"--log-format", "text", "--backend", d.opts.backend)
+	g := &guard{cmd: cmd, log: &logBuffer{}}
+	cmd.Stdout, cmd.Stderr = g.log, g.log
+	var err error
+	if g.ended, err = start(cmd); err != nil {
+		return fmt.Errorf("starting the guard: %w", err)
+	}
+	d.guard = g
+
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		_, err := d.node.Host().Get(ctx, "http://"+metricsAddress+"/readyz")
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the guard to be ready: %w", err)
+		case err := <-g.ended:
+			return fmt.Errorf("waiting for the guard to be ready: it ended: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// kill ends the guard in the way that leaves it no time for anything.
+func (g *guard) kill() error {
+	select {
+	case err := <-g.ended:
+		return fmt.Errorf("killing the guard: it had ended already: %w", err)
+	default:
+	}
+	if err := g.cmd.Process.Kill(); err != nil {
+		return fmt.Errorf("killing the guard: %w", err)
+	}
+	<-g.ended
+	return nil
+}
+
+// logBuffer keeps what a process writes.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// tail returns the last lines.
+func (b *logBuffer) tail() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	lines := strings.SplitAfter(b.buf.String(), "\n")
+	return strings.Join(lines[max(0, len(lines)-40):], "")
+}
