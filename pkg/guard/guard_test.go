@@ -80,7 +80,9 @@ func (c *counts) Drift(_ enforce.Family, s enforce.State) {
 	c.drift[s]++
 }
 
-func (c *counts) Repaired(_ enforce.Family, ok bool, _ time.Duration) { c.either(ok, &c.success, &c.errors) }
+func (c *counts) Repaired(_ enforce.Family, ok bool, _ time.Duration) {
+	c.either(ok, &c.success, &c.errors)
+}
 
 func (c *counts) Contended(_ enforce.Family, on bool) { c.either(on, &c.contended, &c.ended) }
 

@@ -87,7 +87,11 @@ func (t *tended) drifted(r enforce.Reading) {
 		t.Log.Warn("somebody keeps undoing the repairs; they go on, at a bounded rate, and are not logged one by one",
 			"family", t.Family(), "reason", r.State, "detail", r.Detail, "suspect", t.Suspect())
 	}
-	t.Log.Log(context.Background(), t.level(slog.LevelWarn), "rules drifted",
+	level := t.level(slog.LevelWarn)
+	if r.State == enforce.Unknown {
+		level = slog.LevelWarn // that is no move in a fight, and it stays until somebody looks
+	}
+	t.Log.Log(context.Background(), level, "rules drifted",
 		"family", t.Family(), "reason", r.State, "detail", r.Detail, "suspect", t.Suspect())
 }
 

@@ -72,15 +72,6 @@ func (c *command) list() (lines []string, err error) {
 	return lines, err
 }
 
-// has asks iptables itself whether a rule is somewhere in the chain.
-func (c *command) has(r Rule) (found bool, err error) {
-	err = c.run(OpCheck, func() (err error) {
-		found, err = c.ipt.Exists(tableName, chainName, r.Args()...)
-		return err
-	})
-	return found, err
-}
-
 // insert puts a rule at the top.
 func (c *command) insert(r Rule) error {
 	return c.run(OpInsert, func() error { return c.ipt.Insert(tableName, chainName, 1, r.Args()...) })

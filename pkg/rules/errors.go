@@ -17,7 +17,6 @@ type Operation string
 const (
 	OpVersion Operation = "version"
 	OpList    Operation = "list"
-	OpCheck   Operation = "check"
 	OpInsert  Operation = "insert"
 	OpRestore Operation = "restore"
 )
@@ -39,7 +38,7 @@ const (
 
 // Operations and Reasons list every value.
 var (
-	Operations = []Operation{OpVersion, OpList, OpCheck, OpInsert, OpRestore}
+	Operations = []Operation{OpVersion, OpList, OpInsert, OpRestore}
 	Reasons    = []Reason{ReasonLock, ReasonIncompatible, ReasonExec, ReasonOther}
 )
 

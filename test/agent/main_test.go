@@ -1,0 +1,374 @@
+// Package agent tests the program as it is deployed: the binary, on throwaway nodes, with real packets, against the tools
+// that break rules in life.
+package agent
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+var counters = regexp.MustCompile(`\[\d+:\d+\]`)
+
+// binary is imds-guard, built with the race detector.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "imds-guard-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "imds-guard")
+	build := exec.Command("go", "build", "-race", "-o", binary, "../../cmd/imds-guard")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building imds-guard: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// deadline is how long a test waits for what it expects: long enough for the slowest machine, since nothing is proved by
+// the time that something took.
+const deadline = 60 * time.Second
+
+// eventually waits until f is true.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for start := time.Now(); !f(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) > deadline {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// node is a throwaway node with a pod.
+type node struct {
+	*testnode.Node
+	t   *testing.T
+	pod *testnode.Pod
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n, err := testnode.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	pod, err := n.AddPod("eni0123456789a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &node{n, t, pod}
+}
+
+// sh runs a script on the node and returns its output.
+func (n *node) sh(format string, args ...any) string {
+	n.t.Helper()
+	out, err := n.try(format, args...)
+	if err != nil {
+		n.t.Fatalf("running %q on the node: %v\n%s", fmt.Sprintf(format, args...), err, out)
+	}
+	return out
+}
+
+// try is sh for a script that may fail.
+func (n *node) try(format string, args ...any) (string, error) {
+	out, err := n.Command(context.Background(), "sh", "-ec", fmt.Sprintf(format, args...)).CombinedOutput()
+	return string(out), err
+}
+
+// guard runs an imds-guard command that ends.
+func (n *node) guard(args ...string) (code int, stdout, stderr string) {
+	n.t.Helper()
+	return run(n.t, n.Command(context.Background(), binary, args...))
+}
+
+func run(t *testing.T, cmd *exec.Cmd) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
+}
+
+// variant is one backend and one family.
+type variant struct {
+	backend rules.Backend
+	family  enforce.Family
+}
+
+var variants = []variant{
+	{rules.NFT, enforce.IPv4}, {rules.NFT, enforce.IPv6}, {rules.Legacy, enforce.IPv4}, {rules.Legacy, enforce.IPv6},
+}
+
+func (v variant) String() string { return string(v.backend) + "-" + string(v.family) }
+
+// iptables is the variant's command.
+func (v variant) iptables() string {
+	if v.family == enforce.IPv6 {
+		return "ip6tables-" + string(v.backend)
+	}
+	return "iptables-" + string(v.backend)
+}
+
+func (v variant) address() string { return v.family.Endpoint().Addr().String() }
+
+// url is the endpoint's.
+func (v variant) url() string {
+	if v.family == enforce.IPv6 {
+		return "http://[" + v.address() + "]/latest/meta-data/instance-id"
+	}
+	return "http://" + v.address() + "/latest/meta-data/instance-id"
+}
+
+// ours is the one rule that is wanted by default, as iptables prints it.
+func (v variant) ours() string { return v.desired(rules.Drop, "eni+")[0] }
+
+func (v variant) desired(verdict rules.Verdict, patterns ...string) (texts []string) {
+	var parsed []ifpattern.Pattern
+	for _, text := range patterns {
+		p, err := ifpattern.Parse(text)
+		if err != nil {
+			panic(err)
+		}
+		parsed = append(parsed, p)
+	}
+	for _, r := range rules.Desired(v.family, parsed, verdict) {
+		texts = append(texts, r.String())
+	}
+	return texts
+}
+
+// forward lists the rules of FORWARD. Empty if iptables can't.
+func (n *node) forward(v variant) (list []string) {
+	out, err := n.try("%s -w -S FORWARD", v.iptables())
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "-A ") {
+			list = append(list, strings.TrimSpace(line))
+		}
+	}
+	return list
+}
+
+// onTop reports whether our rule is first, and there once.
+func (n *node) onTop(v variant) bool {
+	list := n.forward(v)
+	return len(list) > 0 && list[0] == v.ours() && count(list, v.ours()) == 1
+}
+
+func count(list []string, item string) (n int) {
+	for _, i := range list {
+		if i == item {
+			n++
+		}
+	}
+	return n
+}
+
+// foreign is every rule, user-defined chain and policy on the node that is not ours, in order and without counters: text
+// that must not change. Built-in chains with the policy that they have when a table is made are left out.
+func (n *node) foreign() string {
+	n.t.Helper()
+	var b strings.Builder
+	for _, v := range variants {
+		if v.backend == rules.Legacy && n.sh("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names") == "" {
+			continue // -save would load them
+		}
+		table := ""
+		for line := range strings.Lines(n.sh("%s-save", v.iptables())) {
+			switch {
+			case strings.HasPrefix(line, "*"):
+				table = strings.TrimSpace(line)
+			case strings.HasPrefix(line, "-A") && !slices.Contains(v.desired(rules.Drop, "eni+"), strings.TrimSpace(line)),
+				strings.HasPrefix(line, ":") && !strings.Contains(line, " ACCEPT "):
+				fmt.Fprintf(&b, "%s %s %s", v, table, counters.ReplaceAllString(line, "[0:0]"))
+			}
+		}
+	}
+	return b.String()
+}
+
+// served tells whether the pod gets an answer from the endpoint.
+func (n *node) served(v variant) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, err := n.pod.Get(ctx, v.url())
+	return err == nil
+}
+
+// mustBeBlocked fails the test if the pod reaches the endpoint. A dropped connect only ever times out.
+func (n *node) mustBeBlocked(v variant) {
+	n.t.Helper()
+	before := n.IMDS().Requests()
+	ctx, cancel := context.WithTimeout(context.Background(), 400*time.Millisecond)
+	defer cancel()
+	if _, err := n.pod.Get(ctx, v.url()); err == nil || n.IMDS().Requests() != before {
+		n.t.Errorf("%s: a pod got an answer from the endpoint", v)
+	}
+}
+
+// agent is a running imds-guard.
+type agent struct {
+	node *node
+	cmd  *exec.Cmd
+	log  *logBuffer
+	done chan struct{}
+}
+
+// start starts the agent without waiting for anything.
+func (n *node) start(args ...string) *agent {
+	n.t.Helper()
+	return n.startWith(nil, args...)
+}
+
+// startWith is start with additional environment variables.
+func (n *node) startWith(env []string, args ...string) *agent {
+	n.t.Helper()
+	args = append([]string{"run", "--kubernetes", "off", "--metrics-bind-address", "127.0.0.1:9169"}, args...)
+	a := &agent{node: n, cmd: n.Command(context.Background(), binary, args...), log: &logBuffer{}, done: make(chan struct{})}
+	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
+	a.cmd.Env = append(os.Environ(), env...)
+	if err := a.cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	go func() { _ = a.cmd.Wait(); close(a.done) }()
+	n.t.Cleanup(func() {
+		a.kill()
+		if strings.Contains(a.log.String(), "DATA RACE") {
+			n.t.Error("the race detector found a data race in the agent")
+		}
+		if n.t.Failed() {
+			n.t.Logf("the agent's log:\n%s", a.log)
+		}
+	})
+	return a
+}
+
+// startReady starts the agent and waits until it says that the node is protected.
+func (n *node) startReady(args ...string) *agent {
+	n.t.Helper()
+	a := n.start(args...)
+	eventually(n.t, "the agent is ready", a.ready)
+	return a
+}
+
+func (a *agent) signal(s syscall.Signal) {
+	a.node.t.Helper()
+	if err := a.cmd.Process.Signal(s); err != nil {
+		a.node.t.Fatalf("signalling the agent: %v", err)
+	}
+}
+
+// kill ends the agent as SIGKILL does, and waits for its end.
+func (a *agent) kill() {
+	_ = a.cmd.Process.Kill()
+	<-a.done
+}
+
+func (a *agent) get(path string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return a.node.Host().Get(ctx, "http://127.0.0.1:9169"+path)
+}
+
+func (a *agent) ready() bool {
+	_, err := a.get("/readyz")
+	return err == nil
+}
+
+// metric is the value of a series as it stands in the exposition, e.g. `imds_guard_drift_total{family="ipv4",…}`; -1 if
+// it is not there.
+func (a *agent) metric(series string) float64 {
+	text, err := a.get("/metrics")
+	if err != nil {
+		return -1
+	}
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			number, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				a.node.t.Fatalf("parsing %q: %v", line, err)
+			}
+			return number
+		}
+	}
+	return -1
+}
+
+func (a *agent) drift(v variant, reason enforce.State) float64 {
+	return a.metric(fmt.Sprintf(`imds_guard_drift_total{family="%s",reason="%s"}`, v.family, reason))
+}
+
+func (a *agent) state(v variant, s enforce.State) bool {
+	return a.metric(fmt.Sprintf(`imds_guard_rule_state{family="%s",state="%s"}`, v.family, s)) == 1
+}
+
+// awaitResyncs waits until some resync periods have gone by: in each the loop looked at the rules at least once.
+func (a *agent) awaitResyncs(n float64) {
+	a.node.t.Helper()
+	const resyncs = `imds_guard_interface_events_total{type="resync"}`
+	before := a.metric(resyncs)
+	eventually(a.node.t, "some resync periods have gone by", func() bool { return a.metric(resyncs) >= before+n })
+}
+
+// logBuffer is what the agent has written so far.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// lines counts the log lines that contain all the words.
+func (l *logBuffer) lines(words ...string) (n int) {
+	for line := range strings.Lines(l.String()) {
+		all := true
+		for _, w := range words {
+			all = all && strings.Contains(line, w)
+		}
+		if all {
+			n++
+		}
+	}
+	return n
+}
