@@ -18,7 +18,7 @@ demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this mach
 	go run ./test/demo --guard bin/imds-guard --imds bin/ec2-metadata-mock
 
 test: ## every test: both backends, both families, real packets (needs root)
-	@hack/packages iptables nftables iproute2 prometheus
+	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus
 	go test -race ./...
 
 build: ## bin/imds-guard, static

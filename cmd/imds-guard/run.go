@@ -74,12 +74,13 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 	if err != nil {
 		return failed(err)
 	}
-	m := metrics.New(version, commit, enforce.Families, []string{rules.LayerName})
+	m := metrics.New(version, commit, enforce.Families)
 	a := &agent{
 		config: c, log: log, selector: selector, metrics: m,
 		reporter: ifwatch.Reporter{Log: log},
 		nft:      &netfilter.NFTWatch{},
 	}
+	m.Status = func() guard.Status { return a.guard.Status() }
 	a.guard = guard.New(guard.Config{
 		Layers: newLayers(c, selector), Resync: c.Resync, Recorder: m, Log: log,
 		Before: a.prepare, After: a.report, Suspect: a.suspect,
@@ -216,10 +217,6 @@ func (a *agent) healthy() error {
 // ready says why the node is not known to be protected, or nil.
 func (a *agent) ready() error {
 	s := a.guard.Status()
-	if age := time.Since(s.At); age > 3*a.config.Resync {
-		return fmt.Errorf("not protected: the last look at the rules ended %s ago, and what it found is out of date",
-			age.Round(time.Second))
-	}
 	if s.Protected {
 		return nil
 	}

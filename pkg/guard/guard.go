@@ -5,7 +5,6 @@ package guard
 import (
 	"context"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -19,42 +18,23 @@ type Layer interface {
 	Family() enforce.Family
 	// Layer is the name of the way, as a metric label.
 	Layer() string
+	// Lost asks the kernel, at next to no cost, whether something is missing. It decides only which layer is tended
+	// first, and may always say no.
+	Lost() bool
 	// Read looks and changes nothing.
 	Read() enforce.Reading
 	// Repair mends what the last Read found. Whether it did is for the next Read to say.
 	Repair() error
 }
 
-// Recorder is told what the loop saw. Its methods must not block.
+// Recorder is told of what happens in the loop; what is the case is in Status. Its methods must not block.
 type Recorder interface {
-	// Read is called after every look at a layer.
-	Read(f enforce.Family, layer string, r enforce.Reading, at time.Time)
-	// Drift is called when a look finds a layer in a worse state than the one before left it in.
+	// Drift is called when a look finds a layer in another state than the one before left it in.
 	Drift(f enforce.Family, s enforce.State)
 	// Repaired is called after every attempt, with the time since the drift was noticed.
 	Repaired(f enforce.Family, ok bool, took time.Duration)
-	// Contended says whether somebody keeps undoing the repairs of a family.
-	Contended(f enforce.Family, contended bool)
 	// Failed is called with every error that a look or a repair ended in.
 	Failed(f enforce.Family, err error)
-	// Looked is called after all layers were looked at.
-	Looked(s Status)
-}
-
-// Status is what one look at all layers found. It is never changed after it was published.
-type Status struct {
-	// At is when the last of the layers was read.
-	At     time.Time
-	Layers []LayerStatus
-	// Protected: every layer was read back from the kernel as stopping the pods' packets.
-	Protected bool
-}
-
-// LayerStatus is one layer in a Status.
-type LayerStatus struct {
-	Family enforce.Family
-	Layer  string
-	enforce.Reading
 }
 
 // Config is what a Guard needs. Every field but Before, After and Suspect must be set.
@@ -78,7 +58,7 @@ type Guard struct {
 	tended []*tended
 	wake   chan struct{}
 	looks  *rate.Limiter
-	status atomic.Pointer[Status]
+	board  *board
 }
 
 // Looks that were asked for are done at once up to burst, then at this rate: a look costs some milliseconds of forked
@@ -99,12 +79,21 @@ func New(c Config) *Guard {
 	if c.Suspect == nil {
 		c.Suspect = func() string { return "" }
 	}
-	g := &Guard{Config: c, wake: make(chan struct{}, 1), looks: rate.NewLimiter(looksPerSecond, looksBurst)}
-	for _, l := range c.Layers {
-		g.tended = append(g.tended, newTended(l, &g.Config))
+	g := &Guard{
+		Config: c,
+		wake:   make(chan struct{}, 1),
+		looks:  rate.NewLimiter(looksPerSecond, looksBurst),
+		board:  newBoard(c.Layers, c.Resync),
+	}
+	for i, l := range c.Layers {
+		show := func(s LayerStatus) { g.board.show(i, s) }
+		g.tended = append(g.tended, newTended(l, &g.Config, show))
 	}
 	return g
 }
+
+// Status is what is known now. It may be called from any goroutine.
+func (g *Guard) Status() Status { return g.board.status(time.Now()) }
 
 // Wake asks for a look. It never blocks, and any number of calls before the look are one.
 func (g *Guard) Wake() {
@@ -112,14 +101,6 @@ func (g *Guard) Wake() {
 	case g.wake <- struct{}{}:
 	default:
 	}
-}
-
-// Status is what the last look found; the zero Status before the first.
-func (g *Guard) Status() Status {
-	if s := g.status.Load(); s != nil {
-		return *s
-	}
-	return Status{}
 }
 
 // Run looks whenever it is woken, a repair is due, or the resync period is over, until ctx ends. It changes nothing on its
@@ -141,32 +122,29 @@ func (g *Guard) Run(ctx context.Context) {
 	}
 }
 
-// Enforce looks at every layer once, mends what it may, and returns after what time it wants to be called again.
+// Enforce looks at every layer once, mends what it may, and returns after what time it wants to be called again. What is
+// missing is put back before anything is read at leisure: right after somebody deleted rules, reading takes up to 30 ms.
 func (g *Guard) Enforce() (again time.Duration) {
 	noticed := time.Now()
 	g.Before()
-	again = g.Resync
-	status := Status{Protected: true}
+	var lost, rest []*tended
 	for _, t := range g.tended {
-		r, wait := t.tend(noticed)
-		again = min(again, wait)
-		status.Layers = append(status.Layers, LayerStatus{t.Family(), t.Layer.Layer(), r})
-		status.Protected = status.Protected && r.State.Protects()
-	}
-	status.Protected = status.Protected && enforcesAny(status.Layers)
-	status.At = time.Now()
-	g.status.Store(&status)
-	g.Recorder.Looked(status)
-	g.After(status)
-	return again
-}
-
-// enforcesAny keeps a node on which nothing is supported from being called protected.
-func enforcesAny(layers []LayerStatus) bool {
-	for _, l := range layers {
-		if l.State != enforce.Unsupported {
-			return true
+		if t.Lost() {
+			lost = append(lost, t)
+		} else {
+			rest = append(rest, t)
 		}
 	}
-	return false
+	again = g.Resync
+	for _, group := range [][]*tended{lost, rest} {
+		for _, t := range group {
+			t.look()
+		}
+		for _, t := range group {
+			again = min(again, t.settle(noticed))
+		}
+	}
+	g.board.looked(time.Now())
+	g.After(g.Status())
+	return again
 }

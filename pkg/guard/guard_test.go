@@ -18,17 +18,21 @@ import (
 type fakeLayer struct {
 	mu      sync.Mutex
 	state   enforce.State
+	reads   int
 	repairs int
 	failing error         // Repair fails
 	undo    enforce.State // what every repair leaves instead of enforced
+	during  func()        // called in the middle of a repair
 }
 
 func (l *fakeLayer) Family() enforce.Family { return enforce.IPv4 }
 func (l *fakeLayer) Layer() string          { return "fake" }
+func (l *fakeLayer) Lost() bool             { return false }
 
 func (l *fakeLayer) Read() enforce.Reading {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.reads++
 	r := enforce.Reading{State: l.state}
 	if l.state == enforce.Unknown {
 		r.Err = errors.New("unreadable")
@@ -40,6 +44,9 @@ func (l *fakeLayer) Repair() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.repairs++
+	if l.during != nil {
+		l.during()
+	}
 	if l.failing != nil {
 		return l.failing
 	}
@@ -64,15 +71,11 @@ func (l *fakeLayer) repaired() int {
 
 // counts is a Recorder.
 type counts struct {
-	mu               sync.Mutex
-	drift            map[enforce.State]int
-	success, errors  int
-	failed           int
-	contended, ended int
-	protected        []bool
+	mu              sync.Mutex
+	drift           map[enforce.State]int
+	success, errors int
+	failed          int
 }
-
-func (c *counts) Read(enforce.Family, string, enforce.Reading, time.Time) {}
 
 func (c *counts) Drift(_ enforce.Family, s enforce.State) {
 	c.mu.Lock()
@@ -84,15 +87,7 @@ func (c *counts) Repaired(_ enforce.Family, ok bool, _ time.Duration) {
 	c.either(ok, &c.success, &c.errors)
 }
 
-func (c *counts) Contended(_ enforce.Family, on bool) { c.either(on, &c.contended, &c.ended) }
-
 func (c *counts) Failed(enforce.Family, error) { c.either(true, &c.failed, nil) }
-
-func (c *counts) Looked(s Status) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.protected = append(c.protected, s.Protected)
-}
 
 // either counts in one of two places.
 func (c *counts) either(first bool, a, b *int) {
@@ -196,8 +191,8 @@ func TestDisplacedForEver(t *testing.T) {
 			t.Errorf("%d repairs in 100 s", n)
 		}
 	}, func(rec *counts, log string) {
-		if rec.contended != 1 {
-			t.Errorf("contended was said %d times", rec.contended)
+		if n := strings.Count(log, "somebody keeps undoing"); n != 1 {
+			t.Errorf("the fight was said %d times", n)
 		}
 		if n := strings.Count(log, "\n"); n > 15 {
 			t.Errorf("%d log lines:\n%s", n, log)
@@ -227,8 +222,8 @@ func TestShadowedForEver(t *testing.T) {
 			t.Error("not protected after the fight")
 		}
 	}, func(rec *counts, log string) {
-		if rec.contended != 1 || rec.ended != 1 {
-			t.Errorf("contended was said %d times, its end %d times", rec.contended, rec.ended)
+		if began, ended := strings.Count(log, "somebody keeps undoing"), strings.Count(log, "nobody undoes"); began != 1 || ended != 1 {
+			t.Errorf("the fight was said %d times, its end %d times", began, ended)
 		}
 		if n := strings.Count(log, "\n"); n > 20 {
 			t.Errorf("%d log lines:\n%s", n, log)
@@ -265,14 +260,49 @@ func TestFailedRepairsBackOff(t *testing.T) {
 
 // A storm of wake-ups is bounded: a look costs commands.
 func TestLooksAreBounded(t *testing.T) {
-	running(t, func(g *Guard, _ *fakeLayer) {
+	running(t, func(g *Guard, layer *fakeLayer) {
 		for range 10_000 {
 			g.Wake()
 			time.Sleep(time.Millisecond)
 		}
-	}, func(rec *counts, _ string) {
-		if n := len(rec.protected); n > looksBurst+10*looksPerSecond+5 {
+		layer.mu.Lock()
+		defer layer.mu.Unlock()
+		if n := layer.reads; n > looksBurst+10*looksPerSecond+5 {
 			t.Errorf("%d looks in 10 s", n)
 		}
-	})
+	}, func(*counts, string) {})
+}
+
+// What was read too long ago proves nothing, even if nobody says otherwise because the loop hangs.
+func TestStatusGoesStale(t *testing.T) {
+	g, _, _, _ := newTest(enforce.Missing)
+	if s := g.Status(); s.Protected || s.Layers[0].State != enforce.Unknown {
+		t.Errorf("before the first look: %+v", s)
+	}
+	g.Enforce()
+	now := time.Now()
+	if s := g.board.status(now.Add(29 * time.Second)); !s.Protected || s.Layers[0].State != enforce.Enforced {
+		t.Errorf("within three resync periods: %+v", s)
+	}
+	if s := g.board.status(now.Add(31 * time.Second)); s.Protected || s.Layers[0].State != enforce.Unknown {
+		t.Errorf("after three resync periods: %+v", s)
+	}
+}
+
+// Drift shows before the repair, which may take long.
+func TestDriftShowsDuringTheRepair(t *testing.T) {
+	g, layer, _, _ := newTest(enforce.Enforced)
+	g.Enforce()
+	layer.mu.Lock()
+	layer.state = enforce.Missing
+	layer.during = func() {
+		if g.Status().Protected {
+			t.Error("protected while the rule is missing")
+		}
+	}
+	layer.mu.Unlock()
+	g.Enforce()
+	if layer.repairs != 1 || !g.Status().Protected {
+		t.Errorf("repairs %d, protected %t", layer.repairs, g.Status().Protected)
+	}
 }

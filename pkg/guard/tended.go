@@ -27,43 +27,63 @@ const (
 type tended struct {
 	Layer
 	*Config
-	last    enforce.State // as the last look, with its repair, left it; empty before the first
+	show     func(LayerStatus)
+	last     enforce.State // as the last look, with its repair, left it; empty before the first
+	verified time.Time
+
+	// The look that is under way.
+	found     enforce.Reading
+	repaired  bool
+	repairErr error
+	again     time.Duration
+
 	pacer   pacer
 	contest contest
 }
 
-func newTended(l Layer, c *Config) *tended {
-	return &tended{Layer: l, Config: c, pacer: pacer{
+func newTended(l Layer, c *Config, show func(LayerStatus)) *tended {
+	return &tended{Layer: l, Config: c, show: show, pacer: pacer{
 		urgent: rate.NewLimiter(urgentPerSecond, urgentBurst),
 		calm:   rate.NewLimiter(rate.Every(calmPeriod), 1),
 	}}
 }
 
-// tend reads the layer and mends it if need be and allowed. It returns what was read last, and when to look again for a
-// repair that had to wait.
-func (t *tended) tend(noticed time.Time) (r enforce.Reading, again time.Duration) {
-	r = t.read()
-	if r.State.Drifted() && r.State != t.last {
-		t.drifted(r)
+// look reads the layer, and mends it if need be and allowed. The result is read back by settle, which must follow.
+func (t *tended) look() {
+	t.found, t.repaired, t.repairErr = t.read(), false, nil
+	t.again = t.Resync
+	if !t.found.State.Drifted() {
+		return
 	}
-	again = t.Resync
-	if r.State.Drifted() && r.State != enforce.Unknown {
-		if wait := t.pacer.wait(!r.State.Protects()); wait > 0 {
-			again = min(again, wait)
-		} else {
-			r, again = t.repair(r, noticed)
-		}
+	if t.found.State != t.last {
+		t.drifted(t.found)
+	}
+	if t.found.State == enforce.Unknown {
+		return
+	}
+	if wait := t.pacer.wait(!t.found.State.Protects()); wait > 0 {
+		t.again = min(t.again, wait)
+		return
+	}
+	t.repaired, t.repairErr = true, t.Repair()
+}
+
+// settle ends what look began, and returns when to look again, at the latest.
+func (t *tended) settle(noticed time.Time) (again time.Duration) {
+	r := t.found
+	if t.repaired {
+		r = t.read()
+		t.again = t.judge(r, noticed)
 	}
 	if t.contest.over(time.Now(), r.State) {
-		t.Recorder.Contended(t.Family(), false)
-		t.Log.Info("nobody undoes the repairs any more", "family", t.Family(), "repairs", t.contest.undone)
+		t.Log.Info("nobody undoes the repairs any more", "family", t.Family(), "undone", t.contest.undone)
 		t.contest = contest{}
 	}
-	if t.last != "" && t.last != r.State && t.last == enforce.Unknown && !r.State.Drifted() {
+	if t.last == enforce.Unknown && !r.State.Drifted() {
 		t.Log.Info("rules can be read again", "family", t.Family(), "state", r.State)
 	}
 	t.last = r.State
-	return r, again
+	return t.again
 }
 
 func (t *tended) read() enforce.Reading {
@@ -71,7 +91,13 @@ func (t *tended) read() enforce.Reading {
 	if r.Err != nil {
 		t.Recorder.Failed(t.Family(), r.Err)
 	}
-	t.Recorder.Read(t.Family(), t.Layer.Layer(), r, time.Now())
+	now := time.Now()
+	if r.State.Protects() {
+		t.verified = now
+	}
+	t.show(LayerStatus{
+		Family: t.Family(), Layer: t.Layer.Layer(), Reading: r, At: now, Verified: t.verified, Contended: t.contest.on,
+	})
 	return r
 }
 
@@ -83,7 +109,6 @@ func (t *tended) drifted(r enforce.Reading) {
 	}
 	t.Recorder.Drift(t.Family(), r.State)
 	if t.contest.drifted(time.Now()) {
-		t.Recorder.Contended(t.Family(), true)
 		t.Log.Warn("somebody keeps undoing the repairs; they go on, at a bounded rate, and are not logged one by one",
 			"family", t.Family(), "reason", r.State, "detail", r.Detail, "suspect", t.Suspect())
 	}
@@ -103,36 +128,35 @@ func (t *tended) level(normal slog.Level) slog.Level {
 	return normal
 }
 
-func (t *tended) repair(before enforce.Reading, noticed time.Time) (r enforce.Reading, again time.Duration) {
-	err := t.Repair()
-	if err != nil {
-		t.Recorder.Failed(t.Family(), err)
-	}
-	r = t.read()
-	ok := err == nil && !r.State.Drifted()
+// judge says what came of a repair, r being what was read after it, and returns when to look again.
+func (t *tended) judge(r enforce.Reading, noticed time.Time) (again time.Duration) {
 	took := time.Since(noticed)
-	first := t.last == "" && before.State == enforce.Missing
-	if first && ok {
-		t.Log.Info("rules installed", "family", t.Family(), "rules", r.Rules, "took", took.String())
-	} else {
+	ok := t.repairErr == nil && !r.State.Drifted()
+	install := t.last == "" && t.found.State == enforce.Missing
+	switch {
+	case !install:
 		t.Recorder.Repaired(t.Family(), ok, took)
+	case ok:
+		t.Log.Info("rules installed", "family", t.Family(), "rules", r.Rules, "took", took.String())
 	}
-	if err != nil {
+	if err := t.repairErr; err != nil {
+		t.Recorder.Failed(t.Family(), err)
 		if t.pacer.failures == 0 {
-			t.Log.Error("repairing rules failed; trying again", "family", t.Family(), "reason", before.State, "error", err)
+			t.Log.Error("repairing rules failed; trying again", "family", t.Family(), "reason", t.found.State, "error", err)
 		}
-		return r, t.pacer.failed()
+		return t.pacer.failed()
 	}
 	t.pacer.failures = 0
+	if ok && install {
+		return t.Resync
+	}
 	t.contest.repaired(time.Now())
 	if !ok {
 		// The repair was accepted, and somebody was quicker than the reading.
 		t.drifted(r)
-		return r, minRetry
+		return minRetry
 	}
-	if !first {
-		t.Log.Log(context.Background(), t.level(slog.LevelInfo), "rules repaired",
-			"family", t.Family(), "reason", before.State, "took", took.String())
-	}
-	return r, t.Resync
+	t.Log.Log(context.Background(), t.level(slog.LevelInfo), "rules repaired",
+		"family", t.Family(), "reason", t.found.State, "took", took.String())
+	return t.Resync
 }

@@ -37,9 +37,9 @@ func Parse(s string) (Pattern, error) {
 }
 
 // nameByte leaves out what the kernel refuses (slash, colon, white space: net/core/dev.c, dev_valid_name), what iptables
-// reads as something else (! and an inner +), and whatever else no CNI uses and a shell or a log would garble.
+// reads as something else (! and an inner +), what `ip link` prints behind a name (@), and whatever no CNI uses.
 func nameByte(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-' || c == '@'
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-'
 }
 
 // String is the pattern as iptables prints it.

@@ -23,6 +23,7 @@ func TestParse(t *testing.T) {
 		"en i":             `' '`,
 		"en/i":             `'/'`,
 		"eni:1":            `':'`,
+		"eni1@if2":         `'@'`,
 		"-eni+":            "not an interface name",
 		"..":               "not an interface name",
 		"eni+\n":           "only at the end",

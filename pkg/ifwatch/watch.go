@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/imds-guard/imds-guard/pkg/keep"
 )
 
 const (
@@ -18,8 +20,6 @@ const (
 	linkBuffer = 8 << 20
 	// listPause is the shortest time between two listings: under a storm of events one listing serves for many.
 	listPause = 50 * time.Millisecond
-	// resubscribePause keeps a subscription that breaks again at once from burning a core.
-	resubscribePause = 100 * time.Millisecond
 )
 
 // Recorder is told what happens to the interfaces. Its methods must not block.
@@ -65,19 +65,7 @@ func (w *Watch) Picture() Picture {
 
 // Run watches until ctx ends. It subscribes, then lists, so that nothing falls between; and subscribes again whenever the
 // subscription breaks, which vishvananda/netlink does on any receive error by closing its channel.
-func (w *Watch) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		err := w.follow(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		w.Lost(err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(resubscribePause):
-		}
-	}
-}
+func (w *Watch) Run(ctx context.Context) { keep.Following(ctx, w.follow, w.Lost) }
 
 func (w *Watch) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)

@@ -7,7 +7,6 @@ package metrics
 import (
 	"errors"
 	"runtime"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,15 +29,12 @@ const (
 // Metrics holds every metric in a registry of its own. It may be used from any goroutine, and never blocks.
 type Metrics struct {
 	Registry *prometheus.Registry
+	// Status tells what is known when it is asked for. Set it before the first scrape.
+	Status func() guard.Status
 
-	protected  prometheus.Gauge
-	state      *prometheus.GaugeVec
 	drift      *prometheus.CounterVec
 	repairs    *prometheus.CounterVec
 	repairTime *prometheus.HistogramVec
-	verified   *prometheus.GaugeVec
-	contended  *prometheus.GaugeVec
-	blocked    map[blockedKey]*atomic.Uint64
 	interfaces *prometheus.GaugeVec
 	events     *prometheus.CounterVec
 	failures   *prometheus.CounterVec
@@ -46,18 +42,10 @@ type Metrics struct {
 	backend    *prometheus.GaugeVec
 }
 
-type blockedKey struct {
-	family enforce.Family
-	layer  string
-}
-
-// New makes the metrics for these layers. version and commit describe the build.
-func New(version, commit string, families []enforce.Family, layers []string) *Metrics {
+// New makes the metrics. version and commit describe the build.
+func New(version, commit string, families []enforce.Family) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
-		protected: gauge("protected", "1 while every family and layer asked for was read back from the kernel as stopping "+
-			"the pods' packets to the endpoint, else 0."),
-		state: gaugeVec("rule_state", "1 for the state that the last look at the rules found, else 0.", "family", "state"),
 		drift: counterVec("drift_total", "How often the rules were found in another state than they were left in.",
 			"family", "reason"),
 		repairs: counterVec("repairs_total", "Attempts to repair drifted rules.", "family", "result"),
@@ -66,11 +54,6 @@ func New(version, commit string, families []enforce.Family, layers []string) *Me
 			Help:    "Time from a drift being noticed to the rules read back in place.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"family"}),
-		verified: gaugeVec("last_verified_timestamp_seconds",
-			"Unix time at which the rules were last read back from the kernel as stopping the pods' packets.", "family"),
-		contended: gaugeVec("contended", "1 while somebody keeps undoing the repairs, which then go on at a bounded rate.",
-			"family"),
-		blocked: map[blockedKey]*atomic.Uint64{},
 		interfaces: gaugeVec("interfaces", "Pod-side interfaces of the node, by what keeps their packets from the endpoint.",
 			"coverage"),
 		events: counterVec("interface_events_total", "Pod-side interfaces that came or went, and full listings that no "+
@@ -83,34 +66,26 @@ func New(version, commit string, families []enforce.Family, layers []string) *Me
 	build := gaugeVec("build_info", "1; the labels describe the build.", "version", "commit", "goversion")
 	build.WithLabelValues(version, commit, runtime.Version()).Set(1)
 
-	m.Registry.MustRegister(m.protected, m.state, m.drift, m.repairs, m.repairTime, m.verified, m.contended, m.interfaces,
-		m.events, m.failures, m.lost, m.backend, build,
+	m.Registry.MustRegister(statusCollector{m}, m.drift, m.repairs, m.repairTime, m.interfaces, m.events, m.failures,
+		m.lost, m.backend, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	m.zero(families, layers)
+	m.zero(families)
 	return m
 }
 
-func (m *Metrics) zero(families []enforce.Family, layers []string) {
+func (m *Metrics) zero(families []enforce.Family) {
 	for _, f := range families {
 		family := string(f)
-		for _, s := range enforce.States {
-			m.state.WithLabelValues(family, string(s))
-		}
 		for _, s := range enforce.DriftStates {
 			m.drift.WithLabelValues(family, string(s))
 		}
 		m.repairs.WithLabelValues(family, "success")
 		m.repairs.WithLabelValues(family, "error")
 		m.repairTime.WithLabelValues(family)
-		m.verified.WithLabelValues(family)
-		m.contended.WithLabelValues(family)
 		for _, op := range rules.Operations {
 			for _, reason := range rules.Reasons {
 				m.failures.WithLabelValues(family, string(op), string(reason))
 			}
-		}
-		for _, layer := range layers {
-			m.addBlocked(f, layer)
 		}
 	}
 	for _, coverage := range []string{"rule", "none"} {
@@ -121,30 +96,6 @@ func (m *Metrics) zero(families []enforce.Family, layers []string) {
 	}
 	for _, watcher := range []string{WatcherInterfaces, WatcherNFTables, WatcherLegacy} {
 		m.lost.WithLabelValues(watcher)
-	}
-}
-
-// addBlocked registers the packet counter of a layer. The count is the kernel's, so it is read, not incremented.
-func (m *Metrics) addBlocked(f enforce.Family, layer string) {
-	count := new(atomic.Uint64)
-	m.blocked[blockedKey{f, layer}] = count
-	m.Registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name:        prefix + "blocked_packets_total",
-		Help:        "Packets that the kernel says the rules stopped, as of the last look.",
-		ConstLabels: prometheus.Labels{"family": string(f), "layer": layer},
-	}, func() float64 { return float64(count.Load()) }))
-}
-
-// Read implements guard.Recorder.
-func (m *Metrics) Read(f enforce.Family, layer string, r enforce.Reading, at time.Time) {
-	for _, s := range enforce.States {
-		m.state.WithLabelValues(string(f), string(s)).Set(bool01(s == r.State))
-	}
-	if r.State.Protects() {
-		m.verified.WithLabelValues(string(f)).Set(float64(at.UnixNano()) / 1e9)
-	}
-	if count := m.blocked[blockedKey{f, layer}]; count != nil {
-		count.Store(r.Blocked)
 	}
 }
 
@@ -163,11 +114,6 @@ func (m *Metrics) Repaired(f enforce.Family, ok bool, took time.Duration) {
 	m.repairTime.WithLabelValues(string(f)).Observe(took.Seconds())
 }
 
-// Contended implements guard.Recorder.
-func (m *Metrics) Contended(f enforce.Family, contended bool) {
-	m.contended.WithLabelValues(string(f)).Set(bool01(contended))
-}
-
 // Failed implements guard.Recorder.
 func (m *Metrics) Failed(f enforce.Family, err error) {
 	var command *rules.CommandError
@@ -177,9 +123,6 @@ func (m *Metrics) Failed(f enforce.Family, err error) {
 	}
 	m.failures.WithLabelValues(string(f), string(rules.OpList), string(rules.ReasonOther)).Inc()
 }
-
-// Looked implements guard.Recorder.
-func (m *Metrics) Looked(s guard.Status) { m.protected.Set(bool01(s.Protected)) }
 
 // Interfaces says how many pod-side interfaces rules in force cover, and how many none does.
 func (m *Metrics) Interfaces(covered, uncovered int) {
@@ -205,21 +148,10 @@ func (m *Metrics) Backend(name, version string) {
 	m.backend.WithLabelValues(name, version).Set(1)
 }
 
-func gauge(name, help string) prometheus.Gauge {
-	return prometheus.NewGauge(prometheus.GaugeOpts{Name: prefix + name, Help: help})
-}
-
 func gaugeVec(name, help string, labels ...string) *prometheus.GaugeVec {
 	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + name, Help: help}, labels)
 }
 
 func counterVec(name, help string, labels ...string) *prometheus.CounterVec {
 	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + name, Help: help}, labels)
-}
-
-func bool01(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
 }

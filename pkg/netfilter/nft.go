@@ -34,16 +34,67 @@ func nfProto(f enforce.Family) uint8 {
 	return unix.NFPROTO_IPV4
 }
 
-// getNFT asks for objects of nftables; a missing one is no error but no answer.
-func getNFT(f enforce.Family, message, flags int, attrs ...*nl.RtAttr) ([][]byte, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfProto(f), Version: unix.NFNETLINK_V0})
-	for _, a := range attrs {
-		req.AddData(a)
+// NFT asks nftables. It keeps its socket, and with it the network namespace of the thread that asked first: every close
+// of a netfilter socket waits until the kernel has destroyed what the last transaction deleted, which takes an RCU grace
+// period of 5 to 30 ms (net/netfilter/nf_tables_api.c, nft_rcv_nl_event), just when somebody has deleted our rule.
+//
+// The zero value is ready. It is not safe for concurrent use.
+type NFT struct {
+	socket map[int]*nl.SocketHandle
+}
+
+// askTimeout bounds one answer of the kernel, which comes at once unless something is very wrong.
+var askTimeout = unix.Timeval{Sec: 5}
+
+func (n *NFT) open() error {
+	if n.socket != nil {
+		return nil
 	}
-	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	s, err := nl.Subscribe(unix.NETLINK_NETFILTER) // to no group: a socket to ask by
+	if err != nil {
+		return fmt.Errorf("opening a netfilter socket: %w", err)
+	}
+	if err := errors.Join(s.SetSendTimeout(&askTimeout), s.SetReceiveTimeout(&askTimeout)); err != nil {
+		s.Close()
+		return fmt.Errorf("setting the time-outs of a netfilter socket: %w", err)
+	}
+	n.socket = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: s}}
+	return nil
+}
+
+// Close closes the socket; the next question opens another.
+func (n *NFT) Close() {
+	for _, s := range n.socket {
+		s.Close()
+	}
+	n.socket = nil
+}
+
+// askTries is how often a dump is made that somebody's writing interrupts, in whatever table of the namespace.
+const askTries = 10
+
+// ask asks for objects of nftables; a missing one is no error but no answer.
+func (n *NFT) ask(f enforce.Family, message, flags int, attrs ...*nl.RtAttr) (answers [][]byte, err error) {
+	if err := n.open(); err != nil {
+		return nil, err
+	}
+	for range askTries {
+		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
+		req.Sockets = n.socket
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: nfProto(f), Version: unix.NFNETLINK_V0})
+		for _, a := range attrs {
+			req.AddData(a)
+		}
+		answers, err = req.Execute(unix.NETLINK_NETFILTER, 0)
+		if !errors.Is(err, nl.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
+	}
+	if err != nil {
+		n.Close() // an answer that was not read may be left in it
 	}
 	return answers, err
 }
@@ -74,9 +125,9 @@ func parseAttrs(b []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
 	return attrs, nil
 }
 
-// HasNFTChain reports whether nftables has this chain in this family.
-func HasNFTChain(f enforce.Family, table, chain string) (bool, error) {
-	answers, err := getNFT(f, unix.NFT_MSG_GETCHAIN, 0,
+// HasChain reports whether nftables has this chain in this family.
+func (n *NFT) HasChain(f enforce.Family, table, chain string) (bool, error) {
+	answers, err := n.ask(f, unix.NFT_MSG_GETCHAIN, 0,
 		nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain))
 	if err != nil {
 		return false, fmt.Errorf("looking for nftables chain %s/%s (%s): %w", table, chain, f, err)
@@ -84,17 +135,17 @@ func HasNFTChain(f enforce.Family, table, chain string) (bool, error) {
 	return len(answers) > 0, nil
 }
 
-// ReadNFTChain reads a chain. It costs some microseconds, however many rules the other chains have.
-func ReadNFTChain(f enforce.Family, table, chain string) (NFTChain, error) {
-	c, err := readNFTChain(f, table, chain)
+// ReadChain reads a chain. It costs some microseconds, however many rules the other chains have.
+func (n *NFT) ReadChain(f enforce.Family, table, chain string) (NFTChain, error) {
+	c, err := n.readChain(f, table, chain)
 	if err != nil {
 		return NFTChain{}, fmt.Errorf("reading nftables chain %s/%s (%s): %w", table, chain, f, err)
 	}
 	return c, nil
 }
 
-func readNFTChain(f enforce.Family, table, chain string) (c NFTChain, err error) {
-	answers, err := getNFT(f, unix.NFT_MSG_GETTABLE, 0, nameAttr(unix.NFTA_TABLE_NAME, table))
+func (n *NFT) readChain(f enforce.Family, table, chain string) (c NFTChain, err error) {
+	answers, err := n.ask(f, unix.NFT_MSG_GETTABLE, 0, nameAttr(unix.NFTA_TABLE_NAME, table))
 	if err != nil || len(answers) == 0 {
 		return c, err
 	}
@@ -105,7 +156,7 @@ func readNFTChain(f enforce.Family, table, chain string) (c NFTChain, err error)
 	if flags := attrs[unix.NFTA_TABLE_FLAGS].Value; len(flags) == 4 {
 		c.Dormant = binary.BigEndian.Uint32(flags)&unix.NFT_TABLE_F_DORMANT != 0
 	}
-	answers, err = getNFT(f, unix.NFT_MSG_GETCHAIN, 0,
+	answers, err = n.ask(f, unix.NFT_MSG_GETCHAIN, 0,
 		nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain))
 	if err != nil || len(answers) == 0 {
 		return c, err
@@ -117,7 +168,7 @@ func readNFTChain(f enforce.Family, table, chain string) (c NFTChain, err error)
 	c.Exists = true
 	_, c.Hooked = attrs[unix.NFTA_CHAIN_HOOK]
 
-	answers, err = getNFT(f, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP,
+	answers, err = n.ask(f, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP,
 		nameAttr(unix.NFTA_RULE_TABLE, table), nameAttr(unix.NFTA_RULE_CHAIN, chain))
 	if err != nil {
 		return c, err

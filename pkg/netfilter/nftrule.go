@@ -16,7 +16,8 @@ import (
 type NFTRule struct {
 	// Odd: the rule was not written by iptables-nft and has an expression that iptables-nft leaves out or misprints
 	// when it lists the rule. Seen with 1.8.9: `ip daddr > 10.0.0.1 accept` is listed as `-d 10.0.0.1/32 -j ACCEPT`,
-	// and a set lookup as no match at all.
+	// a set lookup as no match at all, and of two matches of one field the second alone, under the negation of the
+	// first.
 	Odd bool
 	// Plain: the rule matches on In and Dest alone, both set, and Target is DROP or REJECT. The three are meaningful only
 	// then.
@@ -33,6 +34,7 @@ const (
 	loadOther load = iota
 	loadIn
 	loadDest
+	loadDestPart // its first bytes, for a prefix
 	loadPorts
 )
 
@@ -47,6 +49,7 @@ func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 	}
 	r := NFTRule{Plain: true}
 	last := loadOther
+	loads := map[load]int{}
 	for _, e := range list {
 		attrs, err := parseAttrs(e.Value)
 		if err != nil {
@@ -59,11 +62,14 @@ func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 		switch unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME].Value) {
 		case "meta":
 			last = loadOther
-			if be32(data[unix.NFTA_META_KEY]) == unix.NFT_META_IIFNAME {
+			switch be32(data[unix.NFTA_META_KEY]) {
+			case unix.NFT_META_IIFNAME, unix.NFT_META_IIF:
 				last = loadIn
 			}
+			loads[last]++
 		case "payload":
 			last = payloadLoad(f, data)
+			loads[last]++
 		case "cmp":
 			equal := be32(data[unix.NFTA_CMP_OP]) == unix.NFT_CMP_EQ
 			if !equal && be32(data[unix.NFTA_CMP_OP]) != unix.NFT_CMP_NEQ && last != loadPorts {
@@ -87,6 +93,9 @@ func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 			return odd
 		}
 	}
+	if loads[loadIn] > 1 || loads[loadDest]+loads[loadDestPart] > 1 {
+		return odd
+	}
 	r.Plain = r.Plain && r.In != "" && r.Dest.IsValid() && (r.Target == "DROP" || r.Target == "REJECT")
 	return r
 }
@@ -101,11 +110,12 @@ func payloadLoad(f enforce.Family, data map[uint16]syscall.NetlinkRouteAttr) loa
 	switch base := be32(data[unix.NFTA_PAYLOAD_BASE]); {
 	case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER:
 		return loadPorts
-	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && be32(data[unix.NFTA_PAYLOAD_OFFSET]) == offset &&
-		be32(data[unix.NFTA_PAYLOAD_LEN]) == length:
+	case base != unix.NFT_PAYLOAD_NETWORK_HEADER || be32(data[unix.NFTA_PAYLOAD_OFFSET]) != offset:
+		return loadOther
+	case be32(data[unix.NFTA_PAYLOAD_LEN]) == length:
 		return loadDest
 	}
-	return loadOther
+	return loadDestPart
 }
 
 // compare notes what an equality asks for and reports whether it is one of the two that a plain rule has.
@@ -117,7 +127,8 @@ func (r *NFTRule) compare(last load, data map[uint16]syscall.NetlinkRouteAttr) b
 	value := nested[unix.NFTA_DATA_VALUE].Value
 	switch last {
 	case loadIn:
-		// A wildcard is a comparison of the prefix alone, a whole name is compared with its terminating zero.
+		// A wildcard is a comparison of the prefix alone, a whole name is compared with its terminating zero. (An
+		// interface given by index, which iptables never writes, makes no name that could be ours.)
 		r.In = unix.ByteSliceToString(value)
 		if len(r.In) == len(value) {
 			r.In += "+"

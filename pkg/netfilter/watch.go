@@ -14,14 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/keep"
 )
 
 const (
 	// watchBuffer is the receive buffer of the nftables subscription in bytes. A restore of 50,000 rules overflows the
 	// default (208 KiB) and not 1 MiB; memory is used only while messages wait.
 	watchBuffer = 4 << 20
-	// resubscribePause keeps a subscription that breaks again at once from burning a core.
-	resubscribePause = 100 * time.Millisecond
 	// PollPeriod is how often the summary of the legacy tables is read.
 	PollPeriod = 100 * time.Millisecond
 )
@@ -50,19 +49,7 @@ func (w *NFTWatch) LastWriter() Writer {
 }
 
 // Run follows until ctx ends. It subscribes again whenever the subscription breaks.
-func (w *NFTWatch) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		err := w.follow(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		w.Lost(err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(resubscribePause):
-		}
-	}
-}
+func (w *NFTWatch) Run(ctx context.Context) { keep.Following(ctx, w.follow, w.Lost) }
 
 func (w *NFTWatch) follow(ctx context.Context) error {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
@@ -171,6 +158,9 @@ type polled struct {
 func (p *LegacyPoll) open() (tables []*polled) {
 	for _, f := range p.Families {
 		s, err := NewLegacySocket(f)
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			continue // a kernel without the family has nothing to follow
+		}
 		if err != nil {
 			p.Lost(err)
 			continue

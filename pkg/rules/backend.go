@@ -35,6 +35,7 @@ type Selector struct {
 	families []enforce.Family
 	current  Backend
 	commands map[enforce.Family]*command
+	nft      netfilter.NFT
 
 	// mangle is the summary of the legacy mangle tables when they were last searched for hints, so that they are
 	// searched, by a command, only after they have changed.
@@ -102,7 +103,7 @@ func (s *Selector) choose() Backend {
 func (s *Selector) nftHint() bool {
 	for _, f := range s.families {
 		for _, chain := range hints {
-			if found, err := netfilter.HasNFTChain(f, "mangle", chain); err == nil && found {
+			if found, err := s.nft.HasChain(f, "mangle", chain); err == nil && found {
 				return true
 			}
 		}
@@ -145,7 +146,7 @@ func hasLegacyHint(f enforce.Family) bool {
 func (s *Selector) onlyLegacyWritten() bool {
 	legacy := false
 	for _, f := range s.families {
-		if found, err := netfilter.HasNFTChain(f, tableName, chainName); err == nil && found {
+		if found, err := s.nft.HasChain(f, tableName, chainName); err == nil && found {
 			return false
 		}
 		info, loaded, err := netfilter.ReadLegacyInfo(f, tableName)

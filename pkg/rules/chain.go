@@ -2,8 +2,8 @@
 package rules
 
 import (
+	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -12,37 +12,51 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
-// readChain reads FORWARD through the current backend. For nft the kernel is read as well: iptables-nft omits or misprints
-// rules that it did not write. kernel is what nftables said, also where iptables could not show the chain.
-func (t *Table) readChain() (chain Chain, kernel netfilter.NFTChain, err error) {
+// errAbsent says that the kernel lacks a wanted rule, whatever iptables would say.
+type errAbsent struct{ rule Rule }
+
+func (e errAbsent) Error() string { return fmt.Sprintf("%q is not in the chain", e.rule) }
+
+// readChain reads FORWARD through the current backend. For nft the kernel is asked first: iptables-nft omits or misprints
+// rules that it did not write, and after somebody has deleted rules its exit waits for the kernel (see netfilter.NFT),
+// which would hold up putting them back. Where the kernel has none of the wanted rules, or iptables can't list the chain
+// and one is missing, the error is an errAbsent.
+func (t *Table) readChain() (chain Chain, err error) {
 	c, err := t.selector.command(t.family)
 	if err != nil {
-		return Chain{}, kernel, err
+		return Chain{}, err
 	}
 	if t.selector.Current() == Legacy {
 		// Listing a table would load it, and looking must change nothing. One that is not loaded has no rules.
 		if tables, err := netfilter.LegacyTables(t.family); err == nil && !slices.Contains(tables, tableName) {
-			return Chain{}, kernel, nil
+			return Chain{}, nil
 		}
-		chain, err = list(c)
-		return chain, kernel, err
+		return list(c)
 	}
 	// The two reads are not one: where somebody writes in between they differ, and are made again.
 	for range 3 {
-		if kernel, err = netfilter.ReadNFTChain(t.family, tableName, chainName); err != nil {
-			return Chain{}, kernel, err
+		var kernel netfilter.NFTChain
+		if kernel, err = t.selector.nft.ReadChain(t.family, tableName, chainName); err != nil {
+			return Chain{}, err
 		}
-		if chain, err = list(c); err != nil {
-			return Chain{}, kernel, err
+		missing := t.absent(kernel)
+		// After an insert iptables has its say first: should it show what the kernel's list seemed to lack, that list is
+		// not understood, and must not be followed into another insert.
+		if len(missing) == len(t.plain()) && !t.inserts.pending {
+			return Chain{}, errAbsent{missing[0]}
 		}
-		if err = confirm(&chain, kernel); err == nil {
-			break
+		if chain, err = list(c); err == nil {
+			err = confirm(t.family, &chain, kernel)
+		}
+		if err == nil {
+			t.distrust = t.distrust || len(chain.Copies(missing)) > 0
+			return chain, nil
+		}
+		if len(missing) > 0 && isIncompatible(err) {
+			return Chain{}, errAbsent{missing[0]}
 		}
 	}
-	if err != nil {
-		err = &CommandError{Family: t.family, Operation: OpList, Reason: ReasonIncompatible, Err: err}
-	}
-	return chain, kernel, err
+	return Chain{}, err
 }
 
 // list reads and parses what iptables says of the chain.
@@ -67,14 +81,18 @@ func list(c *command) (Chain, error) {
 }
 
 // confirm holds what iptables-nft printed against what the kernel has.
-func confirm(chain *Chain, kernel netfilter.NFTChain) error {
+func confirm(f enforce.Family, chain *Chain, kernel netfilter.NFTChain) error {
+	wrong := ""
 	switch {
 	case kernel.Dormant:
-		return fmt.Errorf("nftables table %s is dormant: its rules are there and are not evaluated", tableName)
+		wrong = fmt.Sprintf("nftables table %s is dormant: its rules are there and are not evaluated", tableName)
 	case kernel.Exists && !kernel.Hooked:
-		return fmt.Errorf("nftables chain %s has no hook: no packet enters it", chainName)
+		wrong = fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName)
 	case len(chain.Lines) != len(kernel.Rules):
-		return fmt.Errorf("the kernel has %d rules in %s, iptables lists %d", len(kernel.Rules), chainName, len(chain.Lines))
+		wrong = fmt.Sprintf("the kernel has %d rules in %s, iptables lists %d", len(kernel.Rules), chainName, len(chain.Lines))
+	}
+	if wrong != "" {
+		return &CommandError{Family: f, Operation: OpList, Reason: ReasonIncompatible, Err: errors.New(wrong)}
 	}
 	chain.Native = true
 	for i, rule := range kernel.Rules {
@@ -85,23 +103,31 @@ func confirm(chain *Chain, kernel netfilter.NFTChain) error {
 	return nil
 }
 
-// absent finds a wanted rule that the kernel does not have, for when iptables can't tell. Rules that match on TCP are
-// not looked for: iptables writes them with an xtables match, and each has a companion without.
-func absent(want []Rule, kernel netfilter.NFTChain) (rule Rule, found bool) {
-	there := map[Rule]bool{}
-	for _, k := range kernel.Rules {
-		if k.Plain {
-			there[Rule{Dest: netip.PrefixFrom(k.Dest, k.Dest.BitLen()), In: k.In, Target: k.Target}] = true
-		}
+// plain are the wanted rules that the kernel's own list is searched for: those that match on TCP are written with an
+// xtables match, and each has a companion without.
+func (t *Table) plain() []Rule {
+	return slices.DeleteFunc(slices.Clone(t.want), func(r Rule) bool { return r.TCP })
+}
+
+// absent lists the wanted rules that the kernel does not have, by its own account.
+func (t *Table) absent(kernel netfilter.NFTChain) []Rule {
+	if t.distrust {
+		return nil
 	}
-	for _, r := range want {
-		plain := r
-		plain.RejectWith = ""
-		if !r.TCP && !there[plain] {
-			return r, true
-		}
+	return slices.DeleteFunc(t.plain(), func(r Rule) bool {
+		return slices.ContainsFunc(kernel.Rules, func(k netfilter.NFTRule) bool {
+			return k.Plain && k.In == r.In && k.Dest == r.Dest.Addr() && k.Target == r.Target
+		})
+	})
+}
+
+// Lost implements guard.Layer.
+func (t *Table) Lost() bool {
+	if t.selector.Current() != NFT {
+		return false
 	}
-	return Rule{}, false
+	kernel, err := t.selector.nft.ReadChain(t.family, tableName, chainName)
+	return err == nil && len(t.absent(kernel)) > 0
 }
 
 // hasIPv6 reports whether the kernel runs IPv6 at all; ipv6.disable=1 and a kernel without it both leave this out.

@@ -23,9 +23,11 @@ type Removed struct {
 // backends, and reads back that none is left. It loads no legacy table, and goes on with the rest after an error.
 func Cleanup(families []enforce.Family, patterns []ifpattern.Pattern) (removed []Removed, err error) {
 	var errs []error
+	var nft netfilter.NFT
+	defer nft.Close()
 	for _, b := range []Backend{NFT, Legacy} {
 		for _, f := range families {
-			there, err := inUse(b, f)
+			there, err := inUse(&nft, b, f)
 			if err == nil && there {
 				var ours []Rule
 				for _, v := range Verdicts {
@@ -46,9 +48,9 @@ func Cleanup(families []enforce.Family, patterns []ifpattern.Pattern) (removed [
 }
 
 // inUse reports whether a backend has FORWARD, so that there may be something to remove.
-func inUse(b Backend, f enforce.Family) (bool, error) {
+func inUse(nft *netfilter.NFT, b Backend, f enforce.Family) (bool, error) {
 	if b == NFT {
-		return netfilter.HasNFTChain(f, tableName, chainName)
+		return nft.HasChain(f, tableName, chainName)
 	}
 	tables, err := netfilter.LegacyTables(f)
 	return slices.Contains(tables, tableName), err

@@ -50,13 +50,15 @@ type CommandError struct {
 	Err       error
 }
 
+// Error is one line, whatever the command wrote.
 func (e *CommandError) Error() string {
 	hint := ""
 	var exit exitError
 	if errors.As(e.Err, &exit) && exit.ExitStatus() < 0 && !errors.Is(e.Err, errHung) {
 		hint = " (a signal ended it; out of memory?)"
 	}
-	return fmt.Sprintf("running iptables to %s %s rules: %v%s", e.Operation, e.Family, e.Err, hint)
+	said := strings.Join(strings.FieldsFunc(e.Err.Error(), func(r rune) bool { return r == '\n' }), "; ")
+	return fmt.Sprintf("running iptables to %s %s rules: %s%s", e.Operation, e.Family, said, hint)
 }
 
 func (e *CommandError) Unwrap() error { return e.Err }

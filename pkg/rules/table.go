@@ -3,7 +3,6 @@ package rules
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/imds-guard/imds-guard/pkg/enforce"
@@ -22,10 +21,11 @@ type Table struct {
 	want     []Rule
 	selector *Selector
 
-	copies     map[Rule]int // of each wanted rule, found by the last Read
-	unreadable bool         // the last Read knows of a missing rule from the kernel alone
-	inserts    inserts
-	blocked    blocked
+	copies   map[Rule]int // of each wanted rule, found by the last Read
+	unlisted bool         // the last Read knows of a missing rule from the kernel, without iptables' list
+	distrust bool         // the kernel's own list was misunderstood once, and is not followed any more
+	inserts  inserts
+	blocked  blocked
 }
 
 // NewTable makes the keeper of one family's rules. All families share the selector.
@@ -47,18 +47,17 @@ func (t *Table) Read() enforce.Reading {
 }
 
 func (t *Table) read() enforce.Reading {
-	t.copies, t.unreadable = nil, false
-	chain, kernel, err := t.readChain()
+	t.copies, t.unlisted = nil, false
+	chain, err := t.readChain()
+	if errors.As(err, new(errAbsent)) {
+		t.unlisted = true
+		return t.checkInserts(enforce.Reading{State: enforce.Missing, Detail: err.Error()}, 0)
+	}
 	if err != nil {
 		if detail, yes := unsupported(t.family, err); yes {
 			return enforce.Reading{State: enforce.Unsupported, Detail: detail}
 		}
-		reading := enforce.Reading{State: enforce.Unknown, Detail: err.Error(), Err: err}
-		if rule, yes := absent(t.want, kernel); yes && isIncompatible(err) && !kernel.Dormant {
-			t.unreadable = true
-			reading.State, reading.Detail = enforce.Missing, fmt.Sprintf("%q is not in the chain, which only nftables can show", rule)
-		}
-		return t.checkInserts(reading, 0)
+		return t.checkInserts(enforce.Reading{State: enforce.Unknown, Detail: err.Error(), Err: err}, 0)
 	}
 	t.copies = chain.Copies(t.want)
 	t.blocked.add(t.want, chain)
@@ -95,8 +94,8 @@ func (t *Table) Repair() error {
 	if missing {
 		t.inserts.made()
 	}
-	if t.unreadable || missing && len(t.want) == 1 {
-		// Only -I does without reading the chain; the last one inserted is the first in the chain.
+	if t.unlisted || missing && len(t.want) == 1 {
+		// -I works in a chain that iptables can't list, too. The last one inserted is the first in the chain.
 		for _, r := range slices.Backward(t.want) {
 			if err := c.insert(r); err != nil {
 				return err

@@ -35,6 +35,8 @@ func TestNativeRules(t *testing.T) {
 		{"makes iptables -S fail", "ct state established counter accept", enforce.Unknown},
 		{"is left out by iptables -S", "ip daddr != 10.0.0.0-172.0.0.0 accept", enforce.Unknown},
 		{"is misprinted as harmless", "ip daddr > 10.0.0.1 accept", enforce.Shadowed},
+		{"is misprinted as negated", "ip daddr != 10.0.0.1 ip daddr 169.254.169.254 accept", enforce.Shadowed},
+		{"is misprinted as negated, by interface", `iifname != lo iifname "eni*" accept`, enforce.Shadowed},
 		{"looks like no verdict", "ip daddr vmap { 169.254.169.254 : accept }", enforce.Shadowed},
 		{"looks like our own and drops less", `iifname "eni*" ip daddr 169.254.169.254 ip saddr { 1.2.3.4, 1.2.3.5 } counter drop`, enforce.Displaced},
 	} {
@@ -164,9 +166,9 @@ func TestBinariesFail(t *testing.T) {
 			}
 			eventually(t, "the state is unknown", func() bool { return a.state(variants[0], enforce.Unknown) })
 			eventually(t, "it is not ready", func() bool { return !a.ready() })
-			if a.metric(fmt.Sprintf(`imds_guard_iptables_errors_total{family="ipv4",operation="list",reason=%q}`, c.reason)) < 1 {
-				t.Error("the error is not counted")
-			}
+			eventually(t, "the error is counted", func() bool {
+				return a.metric(fmt.Sprintf(`imds_guard_iptables_errors_total{family="ipv4",operation="list",reason=%q}`, c.reason)) >= 1
+			})
 			if _, err := a.get("/healthz"); err != nil {
 				t.Errorf("not healthy: %v", err)
 			}

@@ -1,0 +1,66 @@
+// What is known of the layers, judged at every scrape: a gauge that was set once would stay green while the loop hangs.
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+)
+
+var (
+	protectedDesc = prometheus.NewDesc(prefix+"protected", "1 while every family and layer asked for was read back from the "+
+		"kernel as stopping the pods' packets to the endpoint, else 0.", nil, nil)
+	stateDesc = prometheus.NewDesc(prefix+"rule_state", "1 for the state that the rules are known to be in, else 0.",
+		[]string{"family", "state"}, nil)
+	verifiedDesc = prometheus.NewDesc(prefix+"last_verified_timestamp_seconds", "Unix time at which the rules were last "+
+		"read back from the kernel as stopping the pods' packets; 0 if never.", []string{"family"}, nil)
+	contendedDesc = prometheus.NewDesc(prefix+"contended", "1 while somebody keeps undoing the repairs, which then go on at "+
+		"a bounded rate.", []string{"family"}, nil)
+	blockedDesc = prometheus.NewDesc(prefix+"blocked_packets_total", "Packets that the kernel says the rules stopped, as of "+
+		"the last look.", []string{"family", "layer"}, nil)
+)
+
+// statusCollector turns the status into metrics. A second layer of a family, when there is one, will need its states
+// merged here; blocked_packets_total has the label for it.
+type statusCollector struct{ m *Metrics }
+
+// Describe implements prometheus.Collector.
+func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{protectedDesc, stateDesc, verifiedDesc, contendedDesc, blockedDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	status := c.m.Status()
+	gauge(protectedDesc, bool01(status.Protected))
+	for _, l := range status.Layers {
+		family := string(l.Family)
+		for _, s := range enforce.States {
+			gauge(stateDesc, bool01(s == l.State), family, string(s))
+		}
+		gauge(verifiedDesc, unixSeconds(l.Verified), family)
+		gauge(contendedDesc, bool01(l.Contended), family)
+		ch <- prometheus.MustNewConstMetric(blockedDesc, prometheus.CounterValue, float64(l.Blocked), family, l.Layer)
+	}
+}
+
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixNano()) / 1e9
+}
+
+func bool01(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
