@@ -112,11 +112,23 @@ func parseNFT(answer []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
 // attrTypeMask is NLA_TYPE_MASK of linux/netlink.h.
 const attrTypeMask = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 
-// parseAttrs parses netlink attributes and strips the flags (NLA_F_NESTED …) from their types.
-func parseAttrs(b []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
-	list, err := nl.ParseRouteAttr(b)
+// parseList parses netlink attributes in their order.
+func parseList(b []byte) ([]syscall.NetlinkRouteAttr, error) {
+	// nl.ParseRouteAttr steps over the padding of the last attribute whether it is there or not, and panics if not.
+	padded := make([]byte, (len(b)+3)&^3)
+	copy(padded, b)
+	list, err := nl.ParseRouteAttr(padded)
 	if err != nil {
 		return nil, fmt.Errorf("parsing nftables attributes: %w", err)
+	}
+	return list, nil
+}
+
+// parseAttrs parses netlink attributes and strips the flags (NLA_F_NESTED …) from their types.
+func parseAttrs(b []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
+	list, err := parseList(b)
+	if err != nil {
+		return nil, err
 	}
 	attrs := make(map[uint16]syscall.NetlinkRouteAttr, len(list))
 	for _, a := range list {

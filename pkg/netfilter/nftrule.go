@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"syscall"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/enforce"
@@ -43,7 +42,7 @@ const (
 // equality, ranges of ports, xtables matches and targets, a counter, and a verdict; everything else makes the rule odd.
 func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 	odd := NFTRule{Odd: true}
-	list, err := nl.ParseRouteAttr(expressions)
+	list, err := parseList(expressions)
 	if err != nil {
 		return odd
 	}

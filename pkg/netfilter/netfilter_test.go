@@ -1,0 +1,198 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+)
+
+func newNode(t *testing.T) (n *testnode.Node, sh func(format string, args ...any) string) {
+	t.Helper()
+	n, err := testnode.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n, func(format string, args ...any) string {
+		t.Helper()
+		out, err := n.Command(context.Background(), "sh", "-ec", fmt.Sprintf(format, args...)).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+}
+
+func (n *NFT) forward(t *testing.T, f enforce.Family) NFTChain {
+	t.Helper()
+	c, err := n.ReadChain(f, "filter", "FORWARD")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// What iptables-nft writes is never odd, and ours is known again; what others write is odd wherever iptables-nft
+// misprints it.
+func TestNFTRules(t *testing.T) {
+	t.Parallel()
+	for _, f := range enforce.Families {
+		node, sh := newNode(t)
+		iptables, family, ip := "iptables-nft", "ip", "ip"
+		if f == enforce.IPv6 {
+			iptables, family, ip = "ip6tables-nft", "ip6", "ip6"
+		}
+		address := f.Endpoint().Addr()
+		other := map[enforce.Family]string{enforce.IPv4: "10.0.0.1", enforce.IPv6: "2001:db8::1"}[f]
+		err := node.Host().Do(func() error {
+			var nft NFT
+			defer nft.Close()
+			if c := nft.forward(t, f); c.Exists || len(c.Rules) != 0 {
+				t.Errorf("an empty node has %+v", c)
+			}
+			for _, args := range []string{
+				"-j ACCEPT", "-p tcp --dport 80 -j ACCEPT", "-p tcp --dport 80:90 -j ACCEPT", "-p udp ! --sport 1:2 -j DROP",
+				"-p tcp -m multiport --dports 1,2 -j DROP", "-m conntrack --ctstate NEW -m comment --comment x -j ACCEPT",
+				"-d " + other + "/16 -j ACCEPT", "! -d " + other + " -i eni+ -j RETURN", "-o eth0 -i eth1 -j LOG --log-prefix x",
+				"-s " + other + " -m limit --limit 5/s -j ACCEPT", "-p tcp -j REJECT --reject-with tcp-reset", "! -i lo -j MARK --set-mark 1",
+			} {
+				sh("%s -F FORWARD; %s -A FORWARD %s", iptables, iptables, args)
+				c := nft.forward(t, f)
+				if len(c.Rules) != 1 || c.Rules[0].Odd || c.Rules[0].Plain || !c.Exists || !c.Hooked || c.Dormant {
+					t.Errorf("%s %s: %+v", iptables, args, c)
+				}
+			}
+			for _, target := range []string{"DROP", "REJECT"} {
+				for _, in := range []string{"eni+", "eni0"} {
+					sh("%s -F FORWARD; %s -A FORWARD -i %s -d %s -j %s", iptables, iptables, in, address, target)
+					want := NFTRule{Plain: true, In: in, Dest: address, Target: target}
+					if c := nft.forward(t, f); len(c.Rules) != 1 || c.Rules[0] != want {
+						t.Errorf("%s: %+v, want %+v", iptables, c.Rules, want)
+					}
+				}
+			}
+			for _, rule := range []string{
+				ip + " daddr > " + other + " accept", ip + " daddr { " + other + ", " + address.String() + " } accept",
+				ip + " daddr != " + other + " " + ip + " daddr " + address.String() + " accept", "ct state new accept",
+				`iifname { "eni0", "eni1" } drop`, `iifname != lo iifname "eni*" accept`, `iif lo iifname "eni*" accept`,
+				ip + " daddr vmap { " + address.String() + " : accept }", "meta mark { 1, 2 } accept", "reject",
+			} {
+				sh("%s -F FORWARD; nft 'add rule %s filter FORWARD %s'", iptables, family, rule)
+				if c := nft.forward(t, f); len(c.Rules) != 1 || !c.Rules[0].Odd || c.Rules[0].Plain {
+					t.Errorf("nft %s: %+v", rule, c.Rules)
+				}
+				sh("nft flush chain %s filter FORWARD", family)
+			}
+			sh("nft add table %s filter '{ flags dormant; }'", family)
+			if c := nft.forward(t, f); !c.Dormant {
+				t.Errorf("a dormant table: %+v", c)
+			}
+			sh("nft delete table %s filter; nft add table %s filter; nft add chain %s filter FORWARD", family, family, family)
+			if c := nft.forward(t, f); !c.Exists || c.Hooked {
+				t.Errorf("a chain without hook: %+v", c)
+			}
+			if has, err := nft.HasChain(f, "filter", "FORWARD"); !has || err != nil {
+				t.Errorf("HasChain: %t, %v", has, err)
+			}
+			if has, err := nft.HasChain(f, "mangle", "KUBE-IPTABLES-HINT"); has || err != nil {
+				t.Errorf("HasChain of a chain that is not there: %t, %v", has, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The summary changes with every rule, and asking which tables are loaded loads none.
+func TestLegacyInfo(t *testing.T) {
+	t.Parallel()
+	for _, f := range enforce.Families {
+		node, sh := newNode(t)
+		iptables := map[enforce.Family]string{enforce.IPv4: "iptables-legacy", enforce.IPv6: "ip6tables-legacy"}[f]
+		err := node.Host().Do(func() error {
+			read := func() (LegacyInfo, bool) {
+				info, loaded, err := ReadLegacyInfo(f, "filter")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return info, loaded
+			}
+			if _, loaded := read(); loaded {
+				t.Error("the table is loaded before anybody used it")
+			}
+			sh("%s -w -S >/dev/null", iptables)
+			empty, loaded := read()
+			if !loaded || !empty.Empty() {
+				t.Errorf("an empty table: %+v, loaded %t", empty, loaded)
+			}
+			sh("%s -w -A FORWARD -j ACCEPT", iptables)
+			if one, _ := read(); one == empty || one.Empty() || one.Entries != empty.Entries+1 {
+				t.Errorf("a table with a rule: %+v", one)
+			}
+			sh("%s -w -F FORWARD", iptables)
+			if again, _ := read(); again != empty {
+				t.Errorf("the table after a flush: %+v, want %+v", again, empty)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The watch tells of a transaction and of who made it.
+func TestNFTWatch(t *testing.T) {
+	t.Parallel()
+	node, sh := newNode(t)
+	woken := make(chan struct{}, 100)
+	w := &NFTWatch{
+		Wake: func() { woken <- struct{}{} },
+		Lost: func(err error) { t.Errorf("lost: %v", err) },
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- node.Host().Do(func() error {
+			w.Run(ctx)
+			return nil
+		})
+	}()
+	<-woken
+	if w.LastWriter() != (Writer{}) {
+		t.Errorf("the last writer of an empty node is %+v", w.LastWriter())
+	}
+	sh("iptables-nft -A FORWARD -j ACCEPT")
+	<-woken
+	if last := w.LastWriter(); last.PID == 0 || !strings.HasPrefix(last.Name, "iptables") {
+		t.Errorf("the last writer is %+v", last)
+	}
+	cancel()
+	if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// FuzzParseNFTRule feeds the parser what no kernel sends: it must not panic, and never take an odd rule for a plain one.
+func FuzzParseNFTRule(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte("\x2c\x00\x01\x80\x09\x00\x01\x00meta\x00\x00\x00\x00\x1c\x00\x02\x80\x08\x00\x02\x00\x00\x00\x00\x06"))
+	f.Fuzz(func(t *testing.T, expressions []byte) {
+		for _, family := range enforce.Families {
+			if r := parseNFTRule(family, expressions); r.Plain && (r.Odd || r.In == "" || !r.Dest.IsValid()) {
+				t.Errorf("%x: %+v", expressions, r)
+			}
+		}
+	})
+}
