@@ -18,8 +18,8 @@ type Layer interface {
 	Family() enforce.Family
 	// Layer is the name of the way, as a metric label.
 	Layer() string
-	// Lost asks the kernel, at next to no cost, whether something is missing. It decides only which layer is tended
-	// first, and may always say no.
+	// Lost asks the kernel, at next to no cost, whether something is missing that the next Repair would put back. It may
+	// always say no: a Read will follow.
 	Lost() bool
 	// Read looks and changes nothing.
 	Read() enforce.Reading
@@ -123,26 +123,19 @@ func (g *Guard) Run(ctx context.Context) {
 }
 
 // Enforce looks at every layer once, mends what it may, and returns after what time it wants to be called again. What is
-// missing is put back before anything is read at leisure: right after somebody deleted rules, reading takes up to 30 ms.
+// lost is put back before anything else is done, be it a line in the log: packets pass meanwhile.
 func (g *Guard) Enforce() (again time.Duration) {
 	noticed := time.Now()
-	g.Before()
-	var lost, rest []*tended
 	for _, t := range g.tended {
-		if t.Lost() {
-			lost = append(lost, t)
-		} else {
-			rest = append(rest, t)
-		}
+		t.rescue()
+	}
+	g.Before()
+	for _, t := range g.tended {
+		t.look()
 	}
 	again = g.Resync
-	for _, group := range [][]*tended{lost, rest} {
-		for _, t := range group {
-			t.look()
-		}
-		for _, t := range group {
-			again = min(again, t.settle(noticed))
-		}
+	for _, t := range g.tended {
+		again = min(again, t.settle(noticed))
 	}
 	g.board.looked(time.Now())
 	g.After(g.Status())

@@ -48,17 +48,30 @@ func newTended(l Layer, c *Config, show func(LayerStatus)) *tended {
 	}}
 }
 
-// look reads the layer, and mends it if need be and allowed. The result is read back by settle, which must follow.
+// rescue puts back what is lost, without a further look.
+func (t *tended) rescue() {
+	t.repaired, t.repairErr = false, nil
+	if t.last != "" && t.Lost() && t.pacer.wait(true) == 0 {
+		t.repaired, t.repairErr = true, t.Repair()
+	}
+}
+
+// look reads the layer, and mends it if need be and allowed, unless it was rescued. The result is read back by settle,
+// which must follow.
 func (t *tended) look() {
-	t.found, t.repaired, t.repairErr = t.read(), false, nil
 	t.again = t.Resync
+	if t.repaired {
+		t.found = enforce.Reading{State: enforce.Missing, Detail: "the kernel had lost it"}
+	} else {
+		t.found = t.read()
+	}
 	if !t.found.State.Drifted() {
 		return
 	}
 	if t.found.State != t.last {
 		t.drifted(t.found)
 	}
-	if t.found.State == enforce.Unknown {
+	if t.found.State == enforce.Unknown || t.repaired {
 		return
 	}
 	if wait := t.pacer.wait(!t.found.State.Protects()); wait > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -75,8 +76,13 @@ func TestNFTRules(t *testing.T) {
 				for _, in := range []string{"eni+", "eni0"} {
 					sh("%s -F FORWARD; %s -A FORWARD -i %s -d %s -j %s", iptables, iptables, in, address, target)
 					want := NFTRule{Plain: true, In: in, Dest: address, Target: target}
-					if c := nft.forward(t, f); len(c.Rules) != 1 || c.Rules[0] != want {
-						t.Errorf("%s: %+v, want %+v", iptables, c.Rules, want)
+					c := nft.forward(t, f)
+					if len(c.Rules) != 1 {
+						t.Fatalf("%s: %+v", iptables, c.Rules)
+					}
+					want.Expressions = c.Rules[0].Expressions
+					if !reflect.DeepEqual(c.Rules[0], want) {
+						t.Errorf("%s: %+v, want %+v", iptables, c.Rules[0], want)
 					}
 				}
 			}
@@ -106,6 +112,45 @@ func TestNFTRules(t *testing.T) {
 			if has, err := nft.HasChain(f, "mangle", "KUBE-IPTABLES-HINT"); has || err != nil {
 				t.Errorf("HasChain of a chain that is not there: %t, %v", has, err)
 			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Rules put back are to iptables what they were, at the top and with fresh counters.
+func TestPutBack(t *testing.T) {
+	t.Parallel()
+	for _, f := range enforce.Families {
+		node, sh := newNode(t)
+		iptables := map[enforce.Family]string{enforce.IPv4: "iptables-nft", enforce.IPv6: "ip6tables-nft"}[f]
+		err := node.Host().Do(func() error {
+			var nft NFT
+			defer nft.Close()
+			if err := nft.PutBack(f, "filter", "FORWARD", []KnownRule{{}}); err == nil {
+				t.Error("a rule was put back into a chain that does not exist")
+			}
+			match := fmt.Sprintf("-i eni+ -d %s", f.Endpoint())
+			sh("%s -A FORWARD -c 5 300 %s -p tcp -j REJECT --reject-with tcp-reset; %s -A FORWARD %s -j REJECT; %s -A FORWARD %s -j DROP",
+				iptables, match, iptables, match, iptables, match)
+			before := sh("%s -S FORWARD", iptables)
+			var known []KnownRule
+			for i, r := range nft.forward(t, f).Rules {
+				known = append(known, KnownRule{r.Expressions, i == 0})
+			}
+			sh("%s -F FORWARD; %s -A FORWARD -j ACCEPT", iptables, iptables)
+			if err := nft.PutBack(f, "filter", "FORWARD", known); err != nil {
+				return err
+			}
+			if after := sh("%s -S FORWARD", iptables); after != before+"-A FORWARD -j ACCEPT\n" {
+				t.Errorf("before:\n%safter:\n%s", before, after)
+			}
+			if after := sh("%s -S FORWARD -v", iptables); strings.Contains(after, "-c 5 300") {
+				t.Errorf("the counters are old:\n%s", after)
+			}
+			sh("%s -C FORWARD %s -j DROP", iptables, match)
 			return nil
 		})
 		if err != nil {

@@ -24,6 +24,8 @@ type NFTRule struct {
 	In     string // an interface pattern in iptables syntax
 	Dest   netip.Addr
 	Target string
+	// Expressions is the rule as the kernel has it, for PutBack.
+	Expressions []byte
 }
 
 // load is what the last load expression put into the register.
@@ -46,7 +48,7 @@ func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 	if err != nil {
 		return odd
 	}
-	r := NFTRule{Plain: true}
+	r := NFTRule{Plain: true, Expressions: expressions}
 	last := loadOther
 	loads := map[load]int{}
 	for _, e := range list {

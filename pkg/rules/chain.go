@@ -39,7 +39,7 @@ func (t *Table) readChain() (chain Chain, err error) {
 		if kernel, err = t.selector.nft.ReadChain(t.family, tableName, chainName); err != nil {
 			return Chain{}, err
 		}
-		missing := t.absent(kernel)
+		missing := t.absent(kernel.Rules)
 		// After an insert iptables has its say first: should it show what the kernel's list seemed to lack, that list is
 		// not understood, and must not be followed into another insert.
 		if len(missing) == len(t.plain()) && !t.inserts.pending {
@@ -50,6 +50,9 @@ func (t *Table) readChain() (chain Chain, err error) {
 		}
 		if err == nil {
 			t.distrust = t.distrust || len(chain.Copies(missing)) > 0
+			if state, _ := Compare(t.want, chain); state == enforce.Enforced {
+				t.remember(kernel)
+			}
 			return chain, nil
 		}
 		if len(missing) > 0 && isIncompatible(err) {
@@ -110,24 +113,36 @@ func (t *Table) plain() []Rule {
 }
 
 // absent lists the wanted rules that the kernel does not have, by its own account.
-func (t *Table) absent(kernel netfilter.NFTChain) []Rule {
+func (t *Table) absent(there []netfilter.NFTRule) []Rule {
 	if t.distrust {
 		return nil
 	}
 	return slices.DeleteFunc(t.plain(), func(r Rule) bool {
-		return slices.ContainsFunc(kernel.Rules, func(k netfilter.NFTRule) bool {
+		return slices.ContainsFunc(there, func(k netfilter.NFTRule) bool {
 			return k.Plain && k.In == r.In && k.Dest == r.Dest.Addr() && k.Target == r.Target
 		})
 	})
 }
 
-// Lost implements guard.Layer.
+// Lost implements guard.Layer. What it finds is for Repair to put back.
 func (t *Table) Lost() bool {
-	if t.selector.Current() != NFT {
+	if t.selector.Current() != NFT || len(t.known) == 0 || t.inserts.pending {
 		return false
 	}
-	kernel, err := t.selector.nft.ReadChain(t.family, tableName, chainName)
-	return err == nil && len(t.absent(kernel)) > 0
+	there, err := t.selector.nft.ReadRules(t.family, tableName, chainName)
+	if err != nil || len(t.absent(there)) < len(t.plain()) {
+		return false
+	}
+	t.copies, t.unlisted = nil, true
+	return true
+}
+
+// remember keeps the wanted rules as the kernel has them, which a later Repair can put back without a command.
+func (t *Table) remember(kernel netfilter.NFTChain) {
+	t.known = t.known[:0]
+	for i, r := range t.want {
+		t.known = append(t.known, netfilter.KnownRule{Expressions: kernel.Rules[i].Expressions, TCP: r.TCP})
+	}
 }
 
 // hasIPv6 reports whether the kernel runs IPv6 at all; ipv6.disable=1 and a kernel without it both leave this out.

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
 // LayerName is the name of this way of enforcing, as a metric label.
@@ -21,9 +22,10 @@ type Table struct {
 	want     []Rule
 	selector *Selector
 
-	copies   map[Rule]int // of each wanted rule, found by the last Read
-	unlisted bool         // the last Read knows of a missing rule from the kernel, without iptables' list
-	distrust bool         // the kernel's own list was misunderstood once, and is not followed any more
+	copies   map[Rule]int          // of each wanted rule, found by the last Read
+	unlisted bool                  // the last Read knows of a missing rule from the kernel, without iptables' list
+	known    []netfilter.KnownRule // the wanted rules as nftables had them when all was right; empty before
+	distrust bool                  // the kernel's own list was misunderstood once, and is not followed any more
 	inserts  inserts
 	blocked  blocked
 }
@@ -79,20 +81,23 @@ func (t *Table) checkInserts(r enforce.Reading, lines int) enforce.Reading {
 	return r
 }
 
-// Repair puts the wanted rules at the top, once each, as the last Read found them: a single missing rule by an insert,
-// all else by one transaction that never leaves a moment without a rule that is there. If the chain has changed since,
-// the transaction does nothing and fails; the next Read will tell.
+// Repair puts the wanted rules at the top, once each, as the last Read or Lost found them: what is missing by an insert, all
+// else by one transaction that never leaves a moment without a rule that is there. If the chain has changed since, the
+// transaction does nothing and fails; the next Read will tell.
 func (t *Table) Repair() error {
-	c, err := t.selector.command(t.family)
-	if err != nil {
-		return err
-	}
 	if err := t.inserts.allowed(); err != nil {
 		return err
 	}
 	missing := slices.ContainsFunc(t.want, func(r Rule) bool { return t.copies[r] == 0 })
 	if missing {
 		t.inserts.made()
+	}
+	if t.unlisted && len(t.known) > 0 && t.selector.nft.PutBack(t.family, tableName, chainName, t.known) == nil {
+		return nil
+	}
+	c, err := t.selector.command(t.family)
+	if err != nil {
+		return err
 	}
 	if t.unlisted || missing && len(t.want) == 1 {
 		// -I works in a chain that iptables can't list, too. The last one inserted is the first in the chain.
