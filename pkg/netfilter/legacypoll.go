@@ -1,0 +1,186 @@
+// The watcher of legacy iptables, of which the kernel sends no notifications.
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+)
+
+const (
+	// lockFile is opened by every legacy command since iptables 1.4.20 and closed when it is done (iptables/xshared.c).
+	lockFile = "/run/xtables.lock"
+	// The summaries are read when somebody closes the lock file, and beside that every pollBehindLock; every pollAlone
+	// while the lock file can't be watched. Each wake-up costs some 0.1 ms of CPU time, the reading a microsecond.
+	pollBehindLock = 200 * time.Millisecond
+	pollAlone      = 100 * time.Millisecond
+)
+
+// LegacyPoll follows the summaries of the legacy filter tables.
+type LegacyPoll struct {
+	families []enforce.Family
+	wake     func()
+	lost     func(error)
+	on       chan bool
+}
+
+// NewLegacyPoll makes a poll that is off: reading a summary would load the table where legacy is not in use. wake is called
+// when a summary has changed, lost when one can't be read, once until it can be again.
+func NewLegacyPoll(wake func(), lost func(error), families ...enforce.Family) *LegacyPoll {
+	return &LegacyPoll{families: families, wake: wake, lost: lost, on: make(chan bool, 1)}
+}
+
+// Set turns the poll on or off. While it is off it costs nothing. It is for one goroutine to call.
+func (p *LegacyPoll) Set(on bool) {
+	select {
+	case <-p.on: // not taken yet, and overtaken
+	default:
+	}
+	p.on <- on
+}
+
+// Run polls until ctx ends.
+func (p *LegacyPoll) Run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case on := <-p.on:
+			for on && ctx.Err() == nil {
+				on = p.follow(ctx)
+			}
+		}
+	}
+}
+
+// follow polls until ctx ends or the poll is turned off or on anew, and reports whether it is on.
+func (p *LegacyPoll) follow(ctx context.Context) (on bool) {
+	tables := p.open()
+	var lock lockWatch
+	defer func() {
+		for _, t := range tables {
+			t.socket.Close()
+		}
+		lock.close()
+	}()
+	p.wake()
+	// A thread of its own that sleeps in the kernel: at each tick of a Ticker several threads of the Go runtime wake up,
+	// which costs twice the CPU time.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for {
+		lock.wait()
+		select {
+		case <-ctx.Done():
+			return false
+		case on := <-p.on:
+			return on
+		default:
+		}
+		for _, t := range tables {
+			p.poll(t)
+		}
+	}
+}
+
+// polled is one family's filter table as it was last seen.
+type polled struct {
+	socket *LegacySocket
+	last   LegacyInfo
+	lost   bool
+}
+
+func (p *LegacyPoll) open() (tables []*polled) {
+	for _, f := range p.families {
+		s, err := NewLegacySocket(f)
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			continue // a kernel without the family has nothing to follow
+		}
+		if err != nil {
+			p.lost(err)
+			continue
+		}
+		tables = append(tables, &polled{socket: s})
+	}
+	return tables
+}
+
+func (p *LegacyPoll) poll(t *polled) {
+	info, err := t.socket.Info("filter")
+	if err != nil {
+		if !t.lost {
+			p.lost(err)
+		}
+		t.lost = true
+		return
+	}
+	if t.lost || info != t.last {
+		t.last, t.lost = info, false
+		p.wake()
+	}
+}
+
+// lockWatch waits for somebody to close the lock file. That says only when to look: our own commands close it too.
+type lockWatch struct {
+	file int // an inotify instance; 0 if there is none
+}
+
+// wait returns after somebody closed the lock file, or when the time for a poll has come.
+func (l *lockWatch) wait() {
+	if l.file == 0 && l.open() != nil {
+		_, _ = unix.Poll(nil, int(pollAlone.Milliseconds()))
+		return
+	}
+	fds := []unix.PollFd{{Fd: int32(l.file), Events: unix.POLLIN}}
+	if n, err := unix.Poll(fds, int(pollBehindLock.Milliseconds())); err != nil || n == 0 {
+		return
+	}
+	if l.gone() {
+		l.close()
+	}
+}
+
+func (l *lockWatch) open() error {
+	file, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("making an inotify instance: %w", err)
+	}
+	if _, err := unix.InotifyAddWatch(file, lockFile, unix.IN_CLOSE|unix.IN_ATTRIB|unix.IN_DELETE_SELF); err != nil {
+		unix.Close(file)
+		return fmt.Errorf("watching %s: %w", lockFile, err)
+	}
+	l.file = file
+	return nil
+}
+
+// gone reads the events that wait and reports whether the file may have been removed: another may have its name now. (The
+// last link's removal changes an attribute, the number of links.)
+func (l *lockWatch) gone() bool {
+	var buffer [4096]byte
+	gone := false
+	for {
+		n, err := unix.Read(l.file, buffer[:])
+		if err != nil || n < unix.SizeofInotifyEvent {
+			return gone || err != nil && !errors.Is(err, unix.EAGAIN)
+		}
+		for at := 0; at+unix.SizeofInotifyEvent <= n; {
+			event := (*unix.InotifyEvent)(unsafe.Pointer(&buffer[at]))
+			gone = gone || event.Mask&unix.IN_CLOSE == 0
+			at += unix.SizeofInotifyEvent + int(event.Len)
+		}
+	}
+}
+
+func (l *lockWatch) close() {
+	if l.file != 0 {
+		unix.Close(l.file)
+	}
+	l.file = 0
+}
