@@ -27,9 +27,9 @@ const (
 type tended struct {
 	Layer
 	*Config
-	show     func(LayerStatus)
-	last     enforce.State // as the last look, with its repair, left it; empty before the first
-	verified time.Time
+	show  func(LayerStatus)
+	shown LayerStatus
+	last  enforce.State // as the last look, with its repair, left it; empty before the first
 
 	// The look that is under way.
 	found     enforce.Reading
@@ -52,6 +52,8 @@ func newTended(l Layer, c *Config, show func(LayerStatus)) *tended {
 func (t *tended) rescue() {
 	t.repaired, t.repairErr = false, nil
 	if t.last != "" && t.Lost() && t.pacer.wait(true) == 0 {
+		t.found = enforce.Reading{State: enforce.Missing, Detail: "none of the rules is in the chain", Blocked: t.shown.Blocked}
+		t.display(t.found)
 		t.repaired, t.repairErr = true, t.Repair()
 	}
 }
@@ -60,9 +62,7 @@ func (t *tended) rescue() {
 // which must follow.
 func (t *tended) look() {
 	t.again = t.Resync
-	if t.repaired {
-		t.found = enforce.Reading{State: enforce.Missing, Detail: "the kernel had lost it"}
-	} else {
+	if !t.repaired {
 		t.found = t.read()
 	}
 	if !t.found.State.Drifted() {
@@ -104,14 +104,21 @@ func (t *tended) read() enforce.Reading {
 	if r.Err != nil {
 		t.Recorder.Failed(t.Family(), r.Err)
 	}
-	now := time.Now()
-	if r.State.Protects() {
-		t.verified = now
-	}
-	t.show(LayerStatus{
-		Family: t.Family(), Layer: t.Layer.Layer(), Reading: r, At: now, Verified: t.verified, Contended: t.contest.on,
-	})
+	t.display(r)
 	return r
+}
+
+// display puts a reading up for everybody, before anything that may take long.
+func (t *tended) display(r enforce.Reading) {
+	now := time.Now()
+	verified := t.shown.Verified
+	if r.State.Protects() {
+		verified = now
+	}
+	t.shown = LayerStatus{
+		Family: t.Family(), Layer: t.Layer.Layer(), Reading: r, At: now, Verified: verified, Contended: t.contest.on,
+	}
+	t.show(t.shown)
 }
 
 // drifted counts and reports a drift, once for as long as it lasts. That the rules are not there yet when the agent

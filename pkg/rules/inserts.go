@@ -16,9 +16,12 @@ const (
 // every look would find it missing and insert one more. A reading that shows the rule ends the count.
 type inserts struct {
 	pending       bool // an insert was made after the last reading
-	lines         int  // length of the chain in the last reading
+	lines         int  // length of the chain in the last reading, or unlisted
 	grown, unseen int
 }
+
+// unlisted stands for the length of a chain that iptables did not list.
+const unlisted = -1
 
 // made notes an insert.
 func (i *inserts) made() { i.pending = true }
@@ -31,7 +34,7 @@ func (i *inserts) read(seen bool, lines int) error {
 	}
 	if i.pending {
 		i.unseen++
-		if lines > i.lines {
+		if i.lines != unlisted && lines > i.lines {
 			i.grown++
 		}
 	}

@@ -53,13 +53,13 @@ func (t *Table) read() enforce.Reading {
 	chain, err := t.readChain()
 	if errors.As(err, new(errAbsent)) {
 		t.unlisted = true
-		return t.checkInserts(enforce.Reading{State: enforce.Missing, Detail: err.Error()}, 0)
+		return t.checkInserts(enforce.Reading{State: enforce.Missing, Detail: err.Error()}, unlisted)
 	}
 	if err != nil {
 		if detail, yes := unsupported(t.family, err); yes {
 			return enforce.Reading{State: enforce.Unsupported, Detail: detail}
 		}
-		return t.checkInserts(enforce.Reading{State: enforce.Unknown, Detail: err.Error(), Err: err}, 0)
+		return t.checkInserts(enforce.Reading{State: enforce.Unknown, Detail: err.Error(), Err: err}, unlisted)
 	}
 	t.copies = chain.Copies(t.want)
 	t.blocked.add(t.want, chain)

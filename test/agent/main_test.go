@@ -333,6 +333,12 @@ func (a *agent) state(v variant, s enforce.State) bool {
 	return a.metric(fmt.Sprintf(`imds_guard_rule_state{family="%s",state="%s"}`, v.family, s)) == 1
 }
 
+// uses reports whether the agent says that it uses a backend, in whatever version.
+func (a *agent) uses(backend string) bool {
+	text, err := a.get("/metrics")
+	return err == nil && strings.Contains(text, fmt.Sprintf("imds_guard_backend_info{backend=%q,", backend))
+}
+
 // awaitResyncs waits until some resync periods have gone by: in each the loop looked at the rules at least once.
 func (a *agent) awaitResyncs(n float64) {
 	a.node.t.Helper()

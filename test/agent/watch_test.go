@@ -11,13 +11,11 @@ import (
 )
 
 const (
-	covered    = `imds_guard_interfaces{coverage="rule"}`
-	uncovered  = `imds_guard_interfaces{coverage="none"}`
-	noResync   = "1h" // so that only an event can have woken the loop
-	lostNFT    = `imds_guard_watch_losses_total{watcher="nftables"}`
-	lostLinks  = `imds_guard_watch_losses_total{watcher="interfaces"}`
-	usesNFT    = `imds_guard_backend_info{backend="nft",version="1.8.9"}`
-	usesLegacy = `imds_guard_backend_info{backend="legacy",version="1.8.9"}`
+	covered   = `imds_guard_interfaces{coverage="rule"}`
+	uncovered = `imds_guard_interfaces{coverage="none"}`
+	noResync  = "1h" // so that only an event can have woken the loop
+	lostNFT   = `imds_guard_watch_losses_total{watcher="nftables"}`
+	lostLinks = `imds_guard_watch_losses_total{watcher="interfaces"}`
 )
 
 // Drift is noticed by an event, not by the resync.
@@ -155,7 +153,7 @@ func TestBackendFollowsTheKubelet(t *testing.T) {
 	n := newNode(t)
 	tables := "cat /proc/net/ip_tables_names /proc/net/ip6_tables_names"
 	a := n.startReady("--resync-period", "200ms")
-	eventually(t, "nft is in use", func() bool { return a.metric(usesNFT) == 1 })
+	eventually(t, "nft is in use", func() bool { return a.uses("nft") })
 	if code, _, _ := n.guard("check"); code != 0 {
 		t.Errorf("check ends with %d", code)
 	}
@@ -165,7 +163,7 @@ func TestBackendFollowsTheKubelet(t *testing.T) {
 	}
 	n.sh("iptables-legacy -t mangle -N KUBE-KUBELET-CANARY")
 	v4, v6 := variants[2], variants[3]
-	eventually(t, "legacy is in use", func() bool { return a.metric(usesLegacy) == 1 && a.metric(usesNFT) == -1 })
+	eventually(t, "legacy is in use", func() bool { return a.uses("legacy") && !a.uses("nft") })
 	eventually(t, "the rules are in legacy", func() bool { return n.onTop(v4) && n.onTop(v6) && a.ready() })
 	if !n.onTop(variants[0]) {
 		t.Error("the rule is gone from the backend that was left")
@@ -173,7 +171,7 @@ func TestBackendFollowsTheKubelet(t *testing.T) {
 	n.sh("iptables-legacy -w -F FORWARD")
 	eventually(t, "legacy is watched now", func() bool { return n.onTop(v4) })
 	n.sh("iptables-nft -t mangle -N KUBE-IPTABLES-HINT")
-	eventually(t, "nft is in use again", func() bool { return a.metric(usesNFT) == 1 && a.ready() })
+	eventually(t, "nft is in use again", func() bool { return a.uses("nft") && a.ready() })
 	if code, _, stderr := n.guard("cleanup"); code == 0 {
 		// The agent still runs and may have put its rules back by now; legacy is left alone by it.
 		if n.onTop(v4) || n.onTop(v6) {
@@ -198,7 +196,7 @@ func TestBackendAtStart(t *testing.T) {
 			n := newNode(t)
 			n.sh("%s", script)
 			a := n.startReady()
-			if a.metric(usesLegacy) != 1 || !n.onTop(variants[2]) {
+			if !a.uses("legacy") || !n.onTop(variants[2]) {
 				t.Error("legacy is not in use")
 			}
 		})
