@@ -179,10 +179,10 @@ func TestFightOverTheTop(t *testing.T) {
 		stop()
 		_ = fight.Wait()
 		eventually(t, "the rule is on top after the fight", func() bool { return n.onTop(v) && a.ready() })
-		if lines := a.log.lines("somebody keeps undoing the repairs", "family="+string(v.family)); lines != 1 {
+		if lines := a.log.Count("somebody keeps undoing the repairs", "family="+string(v.family)); lines != 1 {
 			t.Errorf("%d log lines say that there is a fight", lines)
 		}
-		if lines := a.log.lines("level=WARN", "rules drifted", "family="+string(v.family)); lines > 6 {
+		if lines := a.log.Count("level=WARN", "rules drifted", "family="+string(v.family)); lines > 6 {
 			t.Errorf("%d log lines of single drifts", lines)
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -241,7 +240,7 @@ func (n *node) mustBeBlocked(v variant) {
 type agent struct {
 	node *node
 	cmd  *exec.Cmd
-	log  *logBuffer
+	log  *testnode.Log
 	done chan struct{}
 }
 
@@ -255,7 +254,7 @@ func (n *node) start(args ...string) *agent {
 func (n *node) startWith(env []string, args ...string) *agent {
 	n.t.Helper()
 	args = append([]string{"run", "--kubernetes", "off", "--metrics-bind-address", "127.0.0.1:9169"}, args...)
-	a := &agent{node: n, cmd: n.Command(context.Background(), binary, args...), log: &logBuffer{}, done: make(chan struct{})}
+	a := &agent{node: n, cmd: n.Command(context.Background(), binary, args...), log: &testnode.Log{}, done: make(chan struct{})}
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.Env = append(os.Environ(), env...)
 	if err := a.cmd.Start(); err != nil {
@@ -345,36 +344,4 @@ func (a *agent) awaitResyncs(n float64) {
 	const resyncs = `imds_guard_interface_events_total{type="resync"}`
 	before := a.metric(resyncs)
 	eventually(a.node.t, "some resync periods have gone by", func() bool { return a.metric(resyncs) >= before+n })
-}
-
-// logBuffer is what the agent has written so far.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// lines counts the log lines that contain all the words.
-func (l *logBuffer) lines(words ...string) (n int) {
-	for line := range strings.Lines(l.String()) {
-		all := true
-		for _, w := range words {
-			all = all && strings.Contains(line, w)
-		}
-		if all {
-			n++
-		}
-	}
-	return n
 }

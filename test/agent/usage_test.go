@@ -196,10 +196,10 @@ func TestMetricsPortTaken(t *testing.T) {
 	}
 	a := n.start("--backend", string(rules.NFT))
 	eventually(t, "the rules are in", func() bool { return n.onTop(variants[0]) && n.onTop(variants[1]) })
-	eventually(t, "the error is said", func() bool { return a.log.lines("level=ERROR", "address already in use") == 1 })
+	eventually(t, "the error is said", func() bool { return a.log.Count("level=ERROR", "address already in use") == 1 })
 	l.Close()
 	eventually(t, "the agent is ready", a.ready)
-	if lines := a.log.lines("level=ERROR"); lines != 1 {
+	if lines := a.log.Count("level=ERROR"); lines != 1 {
 		t.Errorf("%d errors in the log", lines)
 	}
 }

@@ -130,7 +130,7 @@ func TestUncoveredInterface(t *testing.T) {
 	}
 	eventually(t, "it is counted", func() bool { return a.metric(uncovered) == 1 && a.metric(covered) == 1 })
 	eventually(t, "it is logged", func() bool {
-		return a.log.lines("level=WARN", "interface="+pod.Ifname, "--interface vlan+") == 1
+		return a.log.Count("level=WARN", "interface="+pod.Ifname, "--interface vlan+") == 1
 	})
 	code, stdout, _ := n.guard("check", "-o", "json")
 	if code != 1 || !strings.Contains(stdout, `"protected": false`) || !strings.Contains(stdout, pod.Ifname) {

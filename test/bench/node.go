@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -108,7 +107,7 @@ func (n *node) verify(ctx context.Context, f enforce.Family) error {
 // agent is a running imds-guard.
 type agent struct {
 	cmd   *exec.Cmd
-	log   logBuffer
+	log   testnode.Log
 	ended chan error
 }
 
@@ -141,7 +140,7 @@ func (a *agent) stop() error {
 
 // explain adds what the agent said last to an error.
 func (a *agent) explain(err error) error {
-	return fmt.Errorf("%w\nthe guard's log:\n%s", err, a.log.tail())
+	return fmt.Errorf("%w\nthe guard's log:\n%s", err, a.log.Tail(30))
 }
 
 // withAgent starts the agent, waits until the rules of both families are in place, and stops it after f.
@@ -182,25 +181,4 @@ func wait(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// logBuffer keeps what a process writes.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// tail returns the last lines.
-func (b *logBuffer) tail() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	lines := strings.SplitAfter(b.buf.String(), "\n")
-	return strings.Join(lines[max(0, len(lines)-30):], "")
 }

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/imds-guard/imds-guard/internal/testnode"
 	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -100,7 +101,7 @@ func (k keeper) onNode(ctx context.Context, phase func(int) time.Duration, seen 
 		if err != nil {
 			return err
 		}
-		log := &logBuffer{}
+		log := &testnode.Log{}
 		cmd.Stdout, cmd.Stderr = log, log
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("starting the keeper: %w", err)
@@ -109,7 +110,7 @@ func (k keeper) onNode(ctx context.Context, phase func(int) time.Duration, seen 
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 			if err != nil {
-				err = fmt.Errorf("%w\nits log:\n%s", err, log.tail())
+				err = fmt.Errorf("%w\nits log:\n%s", err, log.Tail(30))
 			}
 		}()
 		// The rule is not there yet, which is the end of an absence.

@@ -38,7 +38,7 @@ func demo(ctx context.Context, opts options, out *printer) (err error) {
 	}
 	defer func() {
 		if err != nil && d.guard != nil {
-			err = fmt.Errorf("%w\nthe guard's log:\n%s", err, d.guard.log.tail())
+			err = fmt.Errorf("%w\nthe guard's log:\n%s", err, d.guard.log.Tail(40))
 		}
 		err = errors.Join(err, d.node.Close())
 	}()

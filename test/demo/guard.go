@@ -5,13 +5,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os/exec"
-	"strings"
-	"sync"
 	"time"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
 )
 
 const metricsAddress = "127.0.0.1:9169"
@@ -19,7 +18,7 @@ const metricsAddress = "127.0.0.1:9169"
 // guard is a running imds-guard.
 type guard struct {
 	cmd   *exec.Cmd
-	log   *logBuffer
+	log   *testnode.Log
 	ended <-chan error
 }
 
@@ -27,7 +26,7 @@ type guard struct {
 func (d *demonstration) startGuard(ctx context.Context) error {
 	cmd := d.node.Command(ctx, d.opts.guard, "run", "--kubernetes", "off", "--metrics-bind-address", metricsAddress,
 		"--log-format", "text", "--backend", d.opts.backend)
-	g := &guard{cmd: cmd, log: &logBuffer{}}
+	g := &guard{cmd: cmd, log: &testnode.Log{}}
 	cmd.Stdout, cmd.Stderr = g.log, g.log
 	var err error
 	if g.ended, err = start(cmd); err != nil {
@@ -64,25 +63,4 @@ func (g *guard) kill() error {
 	}
 	<-g.ended
 	return nil
-}
-
-// logBuffer keeps what a process writes.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// tail returns the last lines.
-func (b *logBuffer) tail() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	lines := strings.SplitAfter(b.buf.String(), "\n")
-	return strings.Join(lines[max(0, len(lines)-40):], "")
 }

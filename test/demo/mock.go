@@ -24,7 +24,7 @@ func (d *demonstration) startMock(ctx context.Context, binary string) error {
 		if strings.Contains(host, ":") {
 			host = "[" + host + "]"
 		}
-		log := &logBuffer{}
+		log := &testnode.Log{}
 		cmd := d.node.Outside().Command(ctx, binary, "--hostname", host, "--port", "80", "--imdsv2")
 		cmd.Stdout, cmd.Stderr = log, log
 		ended, err := start(cmd)
@@ -32,7 +32,7 @@ func (d *demonstration) startMock(ctx context.Context, binary string) error {
 			return fmt.Errorf("starting the metadata mock: %w", err)
 		}
 		if err := waitForMock(ctx, d.node.Outside(), f.imds, ended); err != nil {
-			return fmt.Errorf("starting the metadata mock: %w\n%s", err, log.tail())
+			return fmt.Errorf("starting the metadata mock: %w\n%s", err, log.Tail(40))
 		}
 	}
 	return nil
