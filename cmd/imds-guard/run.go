@@ -83,7 +83,7 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 	m.Status = func() guard.Status { return a.guard.Status() }
 	a.guard = guard.New(guard.Config{
 		Layers: newLayers(c, selector), Resync: c.Resync, Recorder: m, Log: log,
-		Before: a.prepare, After: a.report, Suspect: a.suspect,
+		First: a.noteWriter, Before: a.chooseBackend, After: a.report, Suspect: a.suspect,
 	})
 	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: m, Wake: a.guard.Wake, Lost: a.lost(metrics.WatcherInterfaces)}
 	a.nft.Wake, a.nft.Lost = a.guard.Wake, a.lost(metrics.WatcherNFTables)
@@ -152,9 +152,10 @@ func (a *agent) remember(ctx context.Context) {
 	}
 }
 
-// prepare is done before every look: the writer is noted before the loop writes itself, and the backend chosen anew.
-func (a *agent) prepare() {
-	a.writer = a.nft.LastWriter()
+// noteWriter notes who wrote to nftables last, before the loop does.
+func (a *agent) noteWriter() { a.writer = a.nft.LastWriter() }
+
+func (a *agent) chooseBackend() {
 	before := a.selector.Current()
 	if a.selector.Refresh() {
 		a.log.Warn("the node's agents use another iptables backend now; following them",

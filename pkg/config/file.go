@@ -2,8 +2,10 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -18,12 +20,16 @@ func (o *Options) readFile() error {
 	if err != nil {
 		return fmt.Errorf("--config: reading the file: %w", err)
 	}
-	var document yaml.Node
-	if err := yaml.Unmarshal(text, &document); err != nil {
+	documents := yaml.NewDecoder(bytes.NewReader(text))
+	var document, second yaml.Node
+	switch err := documents.Decode(&document); {
+	case errors.Is(err, io.EOF):
+		return nil // an empty file
+	case err != nil:
 		return fmt.Errorf("--config: parsing %s: %w", o.file, err)
 	}
-	if document.Kind == 0 {
-		return nil // an empty file
+	if !errors.Is(documents.Decode(&second), io.EOF) {
+		return fmt.Errorf("--config: parsing %s: there is something behind the first document; keep one", o.file)
 	}
 	root := document.Content[0]
 	if root.Kind != yaml.MappingNode {

@@ -37,13 +37,15 @@ type Recorder interface {
 	Failed(f enforce.Family, err error)
 }
 
-// Config is what a Guard needs. Every field but Before, After and Suspect must be set.
+// Config is what a Guard needs. Every field but First, Before, After and Suspect must be set.
 type Config struct {
 	Layers []Layer
 	// Resync is the longest time between two looks.
 	Resync   time.Duration
 	Recorder Recorder
 	Log      *slog.Logger
+	// First is called before anything else is done, on the loop's goroutine: packets may pass meanwhile.
+	First func()
 	// Before is called before every look, on the loop's goroutine.
 	Before func()
 	// After is called after every look, on the loop's goroutine, with what it found.
@@ -70,6 +72,9 @@ const (
 
 // New makes a guard that has done nothing yet.
 func New(c Config) *Guard {
+	if c.First == nil {
+		c.First = func() {}
+	}
 	if c.Before == nil {
 		c.Before = func() {}
 	}
@@ -126,6 +131,7 @@ func (g *Guard) Run(ctx context.Context) {
 // lost is put back before anything else is done, be it a line in the log: packets pass meanwhile.
 func (g *Guard) Enforce() (again time.Duration) {
 	noticed := time.Now()
+	g.First()
 	for _, t := range g.tended {
 		t.rescue()
 	}

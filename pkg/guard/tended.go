@@ -88,6 +88,9 @@ func (t *tended) settle(noticed time.Time) (again time.Duration) {
 		r = t.read()
 		t.again = t.judge(r, noticed)
 	}
+	if !r.State.Drifted() {
+		t.pacer.failures = 0
+	}
 	if t.contest.over(time.Now(), r.State) {
 		t.Log.Info("nobody undoes the repairs any more", "family", t.Family(), "undone", t.contest.undone)
 		t.contest = contest{}
@@ -166,7 +169,6 @@ func (t *tended) judge(r enforce.Reading, noticed time.Time) (again time.Duratio
 		}
 		return t.pacer.failed()
 	}
-	t.pacer.failures = 0
 	if ok && install {
 		return t.Resync
 	}

@@ -137,7 +137,9 @@ func (w *Watch) list() {
 	found, err := List()
 	if err != nil {
 		w.picture.Store(&Picture{Interfaces: old.Interfaces, Err: err})
-		w.Lost(err)
+		if old.Err == nil || errors.Is(old.Err, ErrNotListed) {
+			w.Lost(err) // once, until it works again
+		}
 		return
 	}
 	w.picture.Store(&Picture{Interfaces: found})

@@ -11,10 +11,18 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 )
 
-// rebindPause is the time between two attempts to bind a port that is taken.
-const rebindPause = 5 * time.Second
+const (
+	// rebindPause is the time between two attempts to bind a port that is taken.
+	rebindPause = 5 * time.Second
+	// The port is open to every pod. None may hold so many connections, or so long, that the agent runs out of memory and
+	// is killed: idle ones, slow readers and scrapes in parallel are bounded.
+	maxConnections = 64
+	maxScrapes     = 4
+	ioTimeout      = 10 * time.Second
+)
 
 // Server serves /metrics, /healthz and /readyz.
 type Server struct {
@@ -28,7 +36,10 @@ type Server struct {
 // Run serves until ctx ends. An address that can't be bound is reported once and tried again: nothing here may end the
 // program.
 func (s *Server) Run(ctx context.Context) {
-	server := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{
+		Handler: s.handler(), MaxHeaderBytes: 16 << 10,
+		ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, IdleTimeout: ioTimeout,
+	}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	reported := false
 	for ctx.Err() == nil {
@@ -36,7 +47,7 @@ func (s *Server) Run(ctx context.Context) {
 		if err == nil {
 			s.Log.Info("serving metrics", "address", listener.Addr().String())
 			reported = false
-			err = server.Serve(listener)
+			err = server.Serve(netutil.LimitListener(listener, maxConnections))
 		}
 		if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 			return
@@ -55,7 +66,9 @@ func (s *Server) Run(ctx context.Context) {
 
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics.Registry, promhttp.HandlerOpts{Registry: s.Metrics.Registry}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics.Registry, promhttp.HandlerOpts{
+		Registry: s.Metrics.Registry, MaxRequestsInFlight: maxScrapes,
+	}))
 	mux.Handle("GET /healthz", probe(s.Healthy))
 	mux.Handle("GET /readyz", probe(s.Ready))
 	return mux

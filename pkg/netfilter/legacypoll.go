@@ -62,11 +62,16 @@ func (p *LegacyPoll) Run(ctx context.Context) {
 
 // follow polls until ctx ends or the poll is turned off or on anew, and reports whether it is on.
 func (p *LegacyPoll) follow(ctx context.Context) (on bool) {
-	tables := p.open()
+	var tables []*polled
+	for _, f := range p.families {
+		tables = append(tables, &polled{family: f})
+	}
 	var lock lockWatch
 	defer func() {
 		for _, t := range tables {
-			t.socket.Close()
+			if t.socket != nil {
+				t.socket.Close()
+			}
 		}
 		lock.close()
 	}()
@@ -92,28 +97,27 @@ func (p *LegacyPoll) follow(ctx context.Context) (on bool) {
 
 // polled is one family's filter table as it was last seen.
 type polled struct {
-	socket *LegacySocket
+	family enforce.Family
+	socket *LegacySocket // nil until it could be opened
 	last   LegacyInfo
 	lost   bool
 }
 
-func (p *LegacyPoll) open() (tables []*polled) {
-	for _, f := range p.families {
-		s, err := NewLegacySocket(f)
-		if errors.Is(err, unix.EAFNOSUPPORT) {
-			continue // a kernel without the family has nothing to follow
+func (t *polled) read() (info LegacyInfo, err error) {
+	if t.socket == nil {
+		if t.socket, err = NewLegacySocket(t.family); err != nil {
+			t.socket = nil
+			return info, err
 		}
-		if err != nil {
-			p.lost(err)
-			continue
-		}
-		tables = append(tables, &polled{socket: s})
 	}
-	return tables
+	return t.socket.Info("filter")
 }
 
 func (p *LegacyPoll) poll(t *polled) {
-	info, err := t.socket.Info("filter")
+	info, err := t.read()
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return // a kernel without the family has nothing to follow
+	}
 	if err != nil {
 		if !t.lost {
 			p.lost(err)

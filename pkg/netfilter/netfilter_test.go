@@ -129,16 +129,16 @@ func TestPutBack(t *testing.T) {
 		err := node.Host().Do(func() error {
 			var nft NFT
 			defer nft.Close()
-			if err := nft.PutBack(f, "filter", "FORWARD", []KnownRule{{}}); err == nil {
+			if err := nft.PutBack(f, "filter", "FORWARD", []NFTRule{{}}); err == nil {
 				t.Error("a rule was put back into a chain that does not exist")
 			}
 			match := fmt.Sprintf("-i eni+ -d %s", f.Endpoint())
 			sh("%s -A FORWARD -c 5 300 %s -p tcp -j REJECT --reject-with tcp-reset; %s -A FORWARD %s -j REJECT; %s -A FORWARD %s -j DROP",
 				iptables, match, iptables, match, iptables, match)
 			before := sh("%s -S FORWARD", iptables)
-			var known []KnownRule
-			for i, r := range nft.forward(t, f).Rules {
-				known = append(known, KnownRule{r.Expressions, i == 0})
+			known := nft.forward(t, f).Rules
+			if !known[0].Plain || !known[0].TCP || known[1].TCP {
+				t.Errorf("the rules that match TCP: %+v", known)
 			}
 			sh("%s -F FORWARD; %s -A FORWARD -j ACCEPT", iptables, iptables)
 			if err := nft.PutBack(f, "filter", "FORWARD", known); err != nil {

@@ -18,11 +18,12 @@ type NFTRule struct {
 	// a set lookup as no match at all, and of two matches of one field the second alone, under the negation of the
 	// first.
 	Odd bool
-	// Plain: the rule matches on In and Dest alone, both set, and Target is DROP or REJECT. The three are meaningful only
-	// then.
+	// Plain: the rule matches on In and Dest, both set, perhaps on TCP, and on nothing else, and Target is DROP or REJECT.
+	// These are meaningful only then.
 	Plain  bool
 	In     string // an interface pattern in iptables syntax
 	Dest   netip.Addr
+	TCP    bool
 	Target string
 	// Expressions is the rule as the kernel has it, for PutBack.
 	Expressions []byte
@@ -36,6 +37,7 @@ const (
 	loadIn
 	loadDest
 	loadDestPart // its first bytes, for a prefix
+	loadProtocol
 	loadPorts
 )
 
@@ -66,6 +68,8 @@ func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 			switch be32(data[unix.NFTA_META_KEY]) {
 			case unix.NFT_META_IIFNAME, unix.NFT_META_IIF:
 				last = loadIn
+			case unix.NFT_META_L4PROTO:
+				last = loadProtocol
 			}
 			loads[last]++
 		case "payload":
@@ -94,7 +98,7 @@ func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 			return odd
 		}
 	}
-	if loads[loadIn] > 1 || loads[loadDest]+loads[loadDestPart] > 1 {
+	if loads[loadIn] > 1 || loads[loadProtocol] > 1 || loads[loadDest]+loads[loadDestPart] > 1 {
 		return odd
 	}
 	r.Plain = r.Plain && r.In != "" && r.Dest.IsValid() && (r.Target == "DROP" || r.Target == "REJECT")
@@ -119,7 +123,7 @@ func payloadLoad(f enforce.Family, data map[uint16]syscall.NetlinkRouteAttr) loa
 	return loadDestPart
 }
 
-// compare notes what an equality asks for and reports whether it is one of the two that a plain rule has.
+// compare notes what an equality asks for and reports whether it is one of those that a plain rule has.
 func (r *NFTRule) compare(last load, data map[uint16]syscall.NetlinkRouteAttr) bool {
 	nested, err := parseAttrs(data[unix.NFTA_CMP_DATA].Value)
 	if err != nil {
@@ -139,6 +143,9 @@ func (r *NFTRule) compare(last load, data map[uint16]syscall.NetlinkRouteAttr) b
 		dest, ok := netip.AddrFromSlice(value)
 		r.Dest = dest
 		return ok
+	case loadProtocol:
+		r.TCP = len(value) == 1 && value[0] == unix.IPPROTO_TCP
+		return r.TCP
 	}
 	return false
 }

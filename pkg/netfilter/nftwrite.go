@@ -13,19 +13,12 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/enforce"
 )
 
-// KnownRule is a rule as the kernel had it, with what the kernel does not say of it.
-type KnownRule struct {
-	Expressions []byte
-	// TCP: the rule matches TCP only, which an xtables target such as REJECT with a reset wants to know when it is made.
-	TCP bool
-}
-
 // PutBack inserts rules at the top of a chain, in this order and in one transaction, with their counters at zero. Against
 // a command, which takes over a millisecond to get so far, it is quick enough to come before the process that deleted the
 // rules has closed its socket, and with it taken the lock on which every later transaction waits for 5 to 30 ms (see NFT).
 //
 // It is an error, and nothing is done, if the chain does not exist.
-func (n *NFT) PutBack(f enforce.Family, table, chain string, rules []KnownRule) error {
+func (n *NFT) PutBack(f enforce.Family, table, chain string, rules []NFTRule) error {
 	if err := n.putBack(f, table, chain, rules); err != nil {
 		n.Close() // an answer that was not read may be left in it
 		return fmt.Errorf("putting %d nftables rules back into %s/%s (%s): %w", len(rules), table, chain, f, err)
@@ -33,7 +26,7 @@ func (n *NFT) PutBack(f enforce.Family, table, chain string, rules []KnownRule) 
 	return nil
 }
 
-func (n *NFT) putBack(f enforce.Family, table, chain string, rules []KnownRule) error {
+func (n *NFT) putBack(f enforce.Family, table, chain string, rules []NFTRule) error {
 	if err := n.open(); err != nil {
 		return err
 	}
@@ -72,7 +65,7 @@ func batchMark(kind int) []byte {
 }
 
 // newRule is the message that inserts a rule at the top: without NLM_F_APPEND, NEWRULE does.
-func newRule(f enforce.Family, table, chain string, rule KnownRule, s *nl.SocketHandle) []byte {
+func newRule(f enforce.Family, table, chain string, rule NFTRule, s *nl.SocketHandle) []byte {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_ACK)
 	s.Seq++
 	req.Seq = s.Seq
@@ -81,6 +74,8 @@ func newRule(f enforce.Family, table, chain string, rule KnownRule, s *nl.Socket
 	req.AddData(nameAttr(unix.NFTA_RULE_CHAIN, chain))
 	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, zeroCounters(rule.Expressions)))
 	if rule.TCP {
+		// An xtables target such as REJECT with a reset asks for the protocol when it is made, and the kernel does not
+		// list it.
 		compat := nl.NewRtAttr(unix.NFTA_RULE_COMPAT|unix.NLA_F_NESTED, nil)
 		compat.AddRtAttr(unix.NFTA_RULE_COMPAT_PROTO, nl.BEUint32Attr(unix.IPPROTO_TCP))
 		compat.AddRtAttr(unix.NFTA_RULE_COMPAT_FLAGS, nl.BEUint32Attr(0))

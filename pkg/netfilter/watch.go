@@ -70,8 +70,8 @@ func (w *NFTWatch) follow(ctx context.Context) error {
 		for _, m := range messages {
 			// NEWGEN is the last message of every transaction (net/netfilter/nf_tables_api.c, nf_tables_commit).
 			if m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
-				w.Wake()
 				w.note(m)
+				w.Wake()
 			}
 		}
 	}

@@ -2,9 +2,9 @@
 package rules
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -12,10 +12,10 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
-// errAbsent says that the kernel lacks a wanted rule, whatever iptables would say.
-type errAbsent struct{ rule Rule }
+// errAbsent says that the kernel lacks wanted rules, whatever iptables would say.
+type errAbsent struct{ rules []Rule }
 
-func (e errAbsent) Error() string { return fmt.Sprintf("%q is not in the chain", e.rule) }
+func (e errAbsent) Error() string { return fmt.Sprintf("%q is not in the chain", e.rules[0]) }
 
 // readChain reads FORWARD through the current backend. For nft the kernel is asked first: iptables-nft omits or misprints
 // rules that it did not write, and after somebody has deleted rules its exit waits for the kernel (see netfilter.NFT),
@@ -42,22 +42,24 @@ func (t *Table) readChain() (chain Chain, err error) {
 		missing := t.absent(kernel.Rules)
 		// After an insert iptables has its say first: should it show what the kernel's list seemed to lack, that list is
 		// not understood, and must not be followed into another insert.
-		if len(missing) == len(t.plain()) && !t.inserts.pending {
-			return Chain{}, errAbsent{missing[0]}
+		if len(missing) == len(t.want) && !t.inserts.pending {
+			return Chain{}, errAbsent{missing}
 		}
-		if chain, err = list(c); err == nil {
-			err = confirm(t.family, &chain, kernel)
+		chain, err = list(c)
+		if err != nil && !isIncompatible(err) {
+			return Chain{}, err
 		}
 		if err == nil {
-			t.distrust = t.distrust || len(chain.Copies(missing)) > 0
-			if state, _ := Compare(t.want, chain); state == enforce.Enforced {
-				t.remember(kernel)
-			}
+			err = confirm(t.family, t.want, &chain, kernel)
+		}
+		if err == nil {
+			t.learn(chain, kernel.Rules, missing)
 			return chain, nil
 		}
-		if len(missing) > 0 && isIncompatible(err) {
-			return Chain{}, errAbsent{missing[0]}
+		if len(missing) > 0 {
+			return Chain{}, errAbsent{missing}
 		}
+		t.shownByKernel = !t.distrust
 	}
 	return Chain{}, err
 }
@@ -84,32 +86,42 @@ func list(c *command) (Chain, error) {
 }
 
 // confirm holds what iptables-nft printed against what the kernel has.
-func confirm(f enforce.Family, chain *Chain, kernel netfilter.NFTChain) error {
-	wrong := ""
+func confirm(f enforce.Family, ours []Rule, chain *Chain, kernel netfilter.NFTChain) error {
 	switch {
 	case kernel.Dormant:
-		wrong = fmt.Sprintf("nftables table %s is dormant: its rules are there and are not evaluated", tableName)
+		return unconfirmed(f, "nftables table %s is dormant: its rules are there and are not evaluated", tableName)
 	case kernel.Exists && !kernel.Hooked:
-		wrong = fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName)
-	case len(chain.Lines) != len(kernel.Rules):
-		wrong = fmt.Sprintf("the kernel has %d rules in %s, iptables lists %d", len(kernel.Rules), chainName, len(chain.Lines))
+		return unconfirmed(f, "nftables chain %s has no hook: no packet enters it", chainName)
 	}
-	if wrong != "" {
-		return &CommandError{Family: f, Operation: OpList, Reason: ReasonIncompatible, Err: errors.New(wrong)}
+	return markOdd(f, ours, chain, kernel.Rules)
+}
+
+// markOdd marks the lines that iptables-nft can't be believed about. It is an error if one of them is printed as a rule of
+// ours: `iptables -D` would take it for ours as well, and delete it in the place of ours.
+func markOdd(f enforce.Family, ours []Rule, chain *Chain, there []netfilter.NFTRule) error {
+	if len(chain.Lines) != len(there) {
+		return unconfirmed(f, "the kernel has %d rules in %s, iptables lists %d", len(there), chainName, len(chain.Lines))
 	}
 	chain.Native = true
-	for i, rule := range kernel.Rules {
+	for i, rule := range there {
+		l := &chain.Lines[i]
+		if rule.Odd && l.Exact && slices.Contains(ours, l.Rule) {
+			return unconfirmed(f, "rule %d of %s is a native nftables rule that iptables takes for one of ours (%q)", i+1, chainName, l.Text)
+		}
 		if rule.Odd {
-			chain.Lines[i].Odd, chain.Lines[i].Exact = true, false
+			l.Odd, l.Exact = true, false
 		}
 	}
 	return nil
 }
 
-// plain are the wanted rules that the kernel's own list is searched for: those that match on TCP are written with an
-// xtables match, and each has a companion without.
-func (t *Table) plain() []Rule {
-	return slices.DeleteFunc(slices.Clone(t.want), func(r Rule) bool { return r.TCP })
+func unconfirmed(f enforce.Family, format string, args ...any) error {
+	return &CommandError{Family: f, Operation: OpList, Reason: ReasonIncompatible, Err: fmt.Errorf(format, args...)}
+}
+
+// isRule reports whether what the kernel has is this rule, as far as the kernel's list is read.
+func isRule(k netfilter.NFTRule, r Rule) bool {
+	return k.Plain && k.In == r.In && k.Dest == r.Dest.Addr() && k.TCP == r.TCP && k.Target == r.Target
 }
 
 // absent lists the wanted rules that the kernel does not have, by its own account.
@@ -117,11 +129,31 @@ func (t *Table) absent(there []netfilter.NFTRule) []Rule {
 	if t.distrust {
 		return nil
 	}
-	return slices.DeleteFunc(t.plain(), func(r Rule) bool {
-		return slices.ContainsFunc(there, func(k netfilter.NFTRule) bool {
-			return k.Plain && k.In == r.In && k.Dest == r.Dest.Addr() && k.Target == r.Target
-		})
+	return slices.DeleteFunc(slices.Clone(t.want), func(r Rule) bool {
+		return slices.ContainsFunc(there, func(k netfilter.NFTRule) bool { return isRule(k, r) })
 	})
+}
+
+// learn takes from a reading that iptables and the kernel agree on what later ones are judged by: whether the kernel's list
+// is understood, and the wanted rules as the kernel has them, which Repair can put back without a command.
+func (t *Table) learn(chain Chain, there []netfilter.NFTRule, missing []Rule) {
+	if len(chain.Copies(missing)) > 0 {
+		// iptables shows what the kernel's list lacked. If a second look lacks it too, nobody has just written it.
+		again, err := t.selector.nft.ReadRules(t.family, tableName, chainName)
+		t.distrust = err == nil && len(t.absent(again)) > 0
+		return
+	}
+	if state, _ := Compare(t.want, chain); state != enforce.Enforced {
+		return
+	}
+	known := make(map[Rule]netfilter.NFTRule, len(t.want))
+	for i, r := range t.want {
+		if !isRule(there[i], r) {
+			return // somebody has moved rules between the two reads
+		}
+		known[r] = there[i]
+	}
+	t.known = known
 }
 
 // Lost implements guard.Layer. What it finds is for Repair to put back.
@@ -130,19 +162,25 @@ func (t *Table) Lost() bool {
 		return false
 	}
 	there, err := t.selector.nft.ReadRules(t.family, tableName, chainName)
-	if err != nil || len(t.absent(there)) < len(t.plain()) {
+	if err != nil {
 		return false
 	}
-	t.copies, t.unlisted = nil, true
-	return true
+	t.copies, t.lost, t.counted = nil, t.absent(there), len(there)
+	return len(t.lost) > 0
 }
 
-// remember keeps the wanted rules as the kernel has them, which a later Repair can put back without a command.
-func (t *Table) remember(kernel netfilter.NFTChain) {
-	t.known = t.known[:0]
-	for i, r := range t.want {
-		t.known = append(t.known, netfilter.KnownRule{Expressions: kernel.Rules[i].Expressions, TCP: r.TCP})
+// count is the kernel's own count of the rules among which ours are, uncounted if it can't be had.
+func (t *Table) count() int {
+	if t.selector.Current() == NFT {
+		if there, err := t.selector.nft.ReadRules(t.family, tableName, chainName); err == nil {
+			return len(there)
+		}
+		return uncounted
 	}
+	if info, _, err := netfilter.ReadLegacyInfo(t.family, tableName); err == nil {
+		return int(info.Entries)
+	}
+	return uncounted
 }
 
 // hasIPv6 reports whether the kernel runs IPv6 at all; ipv6.disable=1 and a kernel without it both leave this out.
@@ -151,10 +189,14 @@ func hasIPv6() bool {
 	return err == nil
 }
 
-// forwardsIPv6 reports whether packets of pods can cross the node by IPv6. What can't be read counts as yes.
+// forwardsIPv6 reports whether packets of pods can cross the node by IPv6, which is decided for each interface that they
+// come in by. What can't be read counts as yes.
 func forwardsIPv6() bool {
-	value, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding")
-	return err != nil || strings.TrimSpace(string(value)) != "0"
+	files, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/*forwarding") // forwarding, mc_forwarding, force_forwarding
+	return len(files) == 0 || slices.ContainsFunc(files, func(file string) bool {
+		value, err := os.ReadFile(file)
+		return err != nil || strings.TrimSpace(string(value)) != "0"
+	})
 }
 
 // unsupported reports whether there is nothing to enforce in a family, err being why its chain could not be read.

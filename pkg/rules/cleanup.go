@@ -34,7 +34,7 @@ func Cleanup(families []enforce.Family, patterns []ifpattern.Pattern) (removed [
 					ours = append(ours, Desired(f, patterns, v)...)
 				}
 				var r Removed
-				r, err = cleanTable(b, f, ours)
+				r, err = cleanTable(&nft, b, f, ours)
 				if r.Copies > 0 {
 					removed = append(removed, r)
 				}
@@ -57,7 +57,7 @@ func inUse(nft *netfilter.NFT, b Backend, f enforce.Family) (bool, error) {
 }
 
 // cleanTable tries as often as somebody else may plausibly write in between.
-func cleanTable(b Backend, f enforce.Family, ours []Rule) (removed Removed, err error) {
+func cleanTable(nft *netfilter.NFT, b Backend, f enforce.Family, ours []Rule) (removed Removed, err error) {
 	removed = Removed{Family: f, Backend: b}
 	c, err := newCommand(b, f)
 	if err != nil {
@@ -67,6 +67,15 @@ func cleanTable(b Backend, f enforce.Family, ours []Rule) (removed Removed, err 
 		var chain Chain
 		if chain, err = list(c); err != nil {
 			return removed, err
+		}
+		if b == NFT {
+			var there []netfilter.NFTRule
+			if there, err = nft.ReadRules(f, tableName, chainName); err == nil {
+				err = markOdd(f, ours, &chain, there)
+			}
+			if err != nil {
+				continue // perhaps somebody has written in between
+			}
 		}
 		copies := chain.Copies(ours)
 		if len(copies) == 0 {

@@ -61,7 +61,7 @@ func (c Chain) shadow(want []Rule) (detail string) {
 			if l.Exact && l.Rule == r {
 				break
 			}
-			if l.mayEndWalk(c.Native) && (l.Odd || l.mayMatch(r)) {
+			if l.Odd || l.mayEndWalk(c.Native) && l.mayMatch(r) {
 				return fmt.Sprintf("%q stands above %q", l.Text, r)
 			}
 		}

@@ -1,52 +1,67 @@
 // The bound on inserts.
 package rules
 
-import "fmt"
-
-const (
-	// maxGrown is how many inserts may make the chain longer without the rule being seen in it.
-	maxGrown = 3
-	// maxUnseen is how many inserts in a row may not be seen at all. Somebody who deletes the rule within the
-	// millisecond before it is read back looks like this too, and is given this many chances to be slower.
-	maxUnseen = 100
+import (
+	"fmt"
+	"time"
 )
 
-// inserts counts the inserts that no reading shows. Should iptables fail to print, or we to recognise, a rule that is
-// there (iptables -C did so in 1.8.10, cloudnativelabs/kube-router#1676, and nodes went down under the duplicates),
-// every look would find it missing and insert one more. A reading that shows the rule ends the count.
+const (
+	// maxGrown is how many inserts may make the kernel's chain longer without iptables showing the rule in it.
+	maxGrown = 3
+	// firstPause is the pause before the next one; it doubles each time, so that there are less than 20 in a year.
+	firstPause = time.Minute
+)
+
+// inserts counts the inserts that stay in the kernel and that no reading shows. Should iptables fail to print, or we to
+// recognise, a rule that is there (iptables -C did so in 1.8.10, cloudnativelabs/kube-router#1676, and nodes went down under
+// the duplicates), every look would find it missing and insert one more. It is the kernel's own count of rules that tells
+// this from somebody who deletes the rule before it is read back, against whom the inserts must go on.
 type inserts struct {
-	pending       bool // an insert was made after the last reading
-	lines         int  // length of the chain in the last reading, or unlisted
-	grown, unseen int
+	pending   bool // an insert was made, and nothing has been read since
+	before    int  // the kernel's count before it
+	grown     int
+	notBefore time.Time
 }
 
-// unlisted stands for the length of a chain that iptables did not list.
-const unlisted = -1
+// sight is what a reading says of the rules.
+type sight int
 
-// made notes an insert.
-func (i *inserts) made() { i.pending = true }
+const (
+	unseen sight = iota // nothing could be read
+	lacking
+	shown
+)
 
-// read notes a reading; the error says that the reading can't be right.
-func (i *inserts) read(seen bool, lines int) error {
-	if seen {
-		*i = inserts{lines: lines}
-		return nil
-	}
-	if i.pending {
-		i.unseen++
-		if i.lines != unlisted && lines > i.lines {
+// uncounted stands for a count that the kernel did not give.
+const uncounted = -1
+
+// made notes an insert, and how many rules the kernel had before.
+func (i *inserts) made(before int) { i.pending, i.before = true, before }
+
+// read notes a reading, with the kernel's count of rules after it if that matters. The error says that the reading can't be
+// right.
+func (i *inserts) read(s sight, count func() int, now time.Time) error {
+	switch {
+	case s == shown:
+		*i = inserts{}
+	case s == lacking && i.pending:
+		i.pending = false
+		if after := count(); after == uncounted || i.before == uncounted || after > i.before {
 			i.grown++
+			if i.grown >= maxGrown {
+				i.notBefore = now.Add(firstPause << min(i.grown-maxGrown, 20))
+			}
 		}
 	}
-	i.pending, i.lines = false, lines
-	return i.allowed()
+	return i.allowed(now)
 }
 
-// allowed reports by an error that no more inserts may be made.
-func (i *inserts) allowed() error {
-	if i.grown < maxGrown && i.unseen < maxUnseen {
+// allowed reports by an error that no insert may be made now.
+func (i *inserts) allowed(now time.Time) error {
+	if !now.Before(i.notBefore) {
 		return nil
 	}
-	return fmt.Errorf("reading back inserted rules: %d inserts were accepted and none is listed by iptables; "+
-		"no more are made until one is", i.unseen)
+	return fmt.Errorf("reading back inserted rules: the kernel took %d, and iptables lists none of them; no more are made "+
+		"until it does, but for a single try in %s", i.grown, i.notBefore.Sub(now).Round(time.Second))
 }

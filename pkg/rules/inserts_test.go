@@ -1,43 +1,61 @@
 package rules
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
-// inserted plays an insert and the reading after it.
-func (i *inserts) inserted(seen bool, lines int) error {
-	i.made()
-	return i.read(seen, lines)
-}
+// kernel counts rules as the kernel would.
+type kernel int
 
-func TestInsertsThatMakeTheChainLonger(t *testing.T) {
-	i := inserts{lines: 5}
-	for n := range maxGrown {
-		if err := i.allowed(); err != nil {
-			t.Fatalf("insert %d is refused: %v", n+1, err)
+func (k kernel) count() int { return int(k) }
+
+func TestInsertsThatStayUnseenEnd(t *testing.T) {
+	var i inserts
+	now := time.Now()
+	rules := kernel(5)
+	tries := 0
+	for range 365 * 24 * 60 { // a year of looks, one a minute
+		now = now.Add(time.Minute)
+		// What can't be read in between says nothing, and must not start the count anew.
+		_ = i.read(unseen, rules.count, now)
+		if i.allowed(now) == nil {
+			i.made(rules.count())
+			rules++
+			tries++
 		}
-		_ = i.inserted(false, 6+n)
+		_ = i.read(unseen, rules.count, now)
+		_ = i.read(lacking, rules.count, now)
 	}
-	if i.allowed() == nil {
-		t.Error("inserts go on although each made the chain longer")
+	if tries < maxGrown+1 || tries > maxGrown+20 {
+		t.Errorf("%d inserts in a year", tries)
 	}
-	if err := i.read(true, 9); err != nil || i.allowed() != nil {
+	if err := i.read(shown, rules.count, now); err != nil || i.allowed(now) != nil {
 		t.Errorf("inserts stay refused after a reading that shows the rule: %v", err)
 	}
 }
 
-// Somebody deletes the rule each time before it is read back, in a chain with rules of others: that is a fight, not a bad
-// reading, also where iptables did not list the chain before the insert.
-func TestInsertsThatSomebodyUndoes(t *testing.T) {
-	for _, before := range []int{7, unlisted} {
-		i := inserts{lines: 7}
-		for n := range maxUnseen - 1 {
-			_ = i.read(false, before)
-			if err := i.inserted(false, 7); err != nil {
-				t.Fatalf("insert %d ends the inserts: %v", n+1, err)
-			}
+// Somebody deletes the rule each time before it is read back: that is a fight, not a bad reading.
+func TestInsertsThatSomebodyUndoesGoOn(t *testing.T) {
+	var i inserts
+	rules := kernel(7)
+	for n := range 10_000 {
+		i.made(rules.count())
+		if err := i.read(lacking, rules.count, time.Now()); err != nil {
+			t.Fatalf("insert %d ends the inserts: %v", n+1, err)
 		}
-		if i.inserted(false, 7) == nil {
-			t.Errorf("inserts go on after %d that were not seen", maxUnseen)
-		}
+	}
+}
+
+// Where the kernel gives no count, every insert may have stayed.
+func TestUncountedInsertsEnd(t *testing.T) {
+	var i inserts
+	for range maxGrown {
+		i.made(uncounted)
+		_ = i.read(lacking, kernel(uncounted).count, time.Now())
+	}
+	if i.allowed(time.Now()) == nil {
+		t.Error("inserts go on without any evidence")
 	}
 }
 

@@ -4,6 +4,7 @@ package rules
 import (
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
@@ -22,10 +23,13 @@ type Table struct {
 	want     []Rule
 	selector *Selector
 
-	copies   map[Rule]int          // of each wanted rule, found by the last Read
-	unlisted bool                  // the last Read knows of a missing rule from the kernel, without iptables' list
-	known    []netfilter.KnownRule // the wanted rules as nftables had them when all was right; empty before
-	distrust bool                  // the kernel's own list was misunderstood once, and is not followed any more
+	copies        map[Rule]int // of each wanted rule, found by the last Read
+	lost          []Rule       // the wanted rules that the kernel lacks, where the last look did without iptables' list
+	counted       int          // the kernel's count of rules by the last Lost, uncounted if a Read came after it
+	shownByKernel bool         // the last Read could not list the chain, and the kernel lacks none of the wanted rules
+
+	known    map[Rule]netfilter.NFTRule // the wanted rules as nftables had them when all was right; empty before
+	distrust bool                       // the kernel's own list was misunderstood once, and is not followed any more
 	inserts  inserts
 	blocked  blocked
 }
@@ -49,17 +53,22 @@ func (t *Table) Read() enforce.Reading {
 }
 
 func (t *Table) read() enforce.Reading {
-	t.copies, t.unlisted = nil, false
+	t.copies, t.lost, t.counted, t.shownByKernel = nil, nil, uncounted, false
 	chain, err := t.readChain()
-	if errors.As(err, new(errAbsent)) {
-		t.unlisted = true
-		return t.checkInserts(enforce.Reading{State: enforce.Missing, Detail: err.Error()}, unlisted)
+	var absent errAbsent
+	if errors.As(err, &absent) {
+		t.lost = absent.rules
+		return t.checkInserts(enforce.Reading{State: enforce.Missing, Detail: err.Error()}, lacking)
 	}
 	if err != nil {
 		if detail, yes := unsupported(t.family, err); yes {
 			return enforce.Reading{State: enforce.Unsupported, Detail: detail}
 		}
-		return t.checkInserts(enforce.Reading{State: enforce.Unknown, Detail: err.Error(), Err: err}, unlisted)
+		sight := unseen
+		if t.shownByKernel {
+			sight = shown
+		}
+		return t.checkInserts(enforce.Reading{State: enforce.Unknown, Detail: err.Error(), Err: err}, sight)
 	}
 	t.copies = chain.Copies(t.want)
 	t.blocked.add(t.want, chain)
@@ -70,12 +79,15 @@ func (t *Table) read() enforce.Reading {
 			reading.Rules = append(reading.Rules, rule.String())
 		}
 	}
-	return t.checkInserts(reading, len(chain.Lines))
+	if state == enforce.Missing {
+		return t.checkInserts(reading, lacking)
+	}
+	return t.checkInserts(reading, shown)
 }
 
 // checkInserts turns a reading into Unknown if it contradicts what was inserted too often.
-func (t *Table) checkInserts(r enforce.Reading, lines int) enforce.Reading {
-	if err := t.inserts.read(r.State != enforce.Missing, lines); err != nil {
+func (t *Table) checkInserts(r enforce.Reading, s sight) enforce.Reading {
+	if err := t.inserts.read(s, t.count, time.Now()); err != nil {
 		r.State, r.Detail, r.Err = enforce.Unknown, err.Error(), err
 	}
 	return r
@@ -85,23 +97,29 @@ func (t *Table) checkInserts(r enforce.Reading, lines int) enforce.Reading {
 // else by one transaction that never leaves a moment without a rule that is there. If the chain has changed since, the
 // transaction does nothing and fails; the next Read will tell.
 func (t *Table) Repair() error {
-	if err := t.inserts.allowed(); err != nil {
+	if err := t.inserts.allowed(time.Now()); err != nil {
 		return err
 	}
-	missing := slices.ContainsFunc(t.want, func(r Rule) bool { return t.copies[r] == 0 })
-	if missing {
-		t.inserts.made()
+	missing := t.lost
+	if len(missing) == 0 {
+		missing = slices.DeleteFunc(slices.Clone(t.want), func(r Rule) bool { return t.copies[r] > 0 })
 	}
-	if t.unlisted && len(t.known) > 0 && t.selector.nft.PutBack(t.family, tableName, chainName, t.known) == nil {
+	if len(missing) > 0 {
+		if t.counted == uncounted {
+			t.counted = t.count()
+		}
+		t.inserts.made(t.counted)
+	}
+	if len(t.lost) > 0 && t.putBack() {
 		return nil
 	}
 	c, err := t.selector.command(t.family)
 	if err != nil {
 		return err
 	}
-	if t.unlisted || missing && len(t.want) == 1 {
+	if len(t.lost) > 0 || len(missing) == 1 && len(t.want) == 1 {
 		// -I works in a chain that iptables can't list, too. The last one inserted is the first in the chain.
-		for _, r := range slices.Backward(t.want) {
+		for _, r := range slices.Backward(missing) {
 			if err := c.insert(r); err != nil {
 				return err
 			}
@@ -113,6 +131,19 @@ func (t *Table) Repair() error {
 	}
 	t.blocked.restart()
 	return nil
+}
+
+// putBack puts back what the kernel has lost, as the kernel had it, and reports whether that did.
+func (t *Table) putBack() bool {
+	var rules []netfilter.NFTRule
+	for _, r := range t.lost {
+		known, ok := t.known[r]
+		if !ok {
+			return false
+		}
+		rules = append(rules, known)
+	}
+	return t.selector.nft.PutBack(t.family, tableName, chainName, rules) == nil
 }
 
 func isIncompatible(err error) bool {

@@ -38,7 +38,8 @@ func TestNativeRules(t *testing.T) {
 		{"is misprinted as negated", "ip daddr != 10.0.0.1 ip daddr 169.254.169.254 accept", enforce.Shadowed},
 		{"is misprinted as negated, by interface", `iifname != lo iifname "eni*" accept`, enforce.Shadowed},
 		{"looks like no verdict", "ip daddr vmap { 169.254.169.254 : accept }", enforce.Shadowed},
-		{"looks like our own and drops less", `iifname "eni*" ip daddr 169.254.169.254 ip saddr { 1.2.3.4, 1.2.3.5 } counter drop`, enforce.Displaced},
+		{"looks like our own and drops less", `iifname "eni*" ip daddr 169.254.169.254 ip saddr { 1.2.3.4, 1.2.3.5 } drop`, enforce.Unknown},
+		{"looks like a drop and accepts", "ip saddr vmap { 10.0.0.1 : accept } drop", enforce.Shadowed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -70,13 +71,37 @@ func TestNativeRules(t *testing.T) {
 				t.Error("the error is not counted")
 			}
 			// What the kernel itself says is missing comes back, in spite of iptables.
-			handle := n.sh(`nft -a list chain ip filter FORWARD | sed -n 's/.*"eni\*" ip daddr 169.254.169.254 .*handle //p'`)
+			handle := n.sh(`nft -a list chain ip filter FORWARD | sed -n 's/.*"eni\*" ip daddr 169.254.169.254 counter .*handle //p'`)
 			n.sh("nft delete rule ip filter FORWARD handle %s", strings.TrimSpace(handle))
 			eventually(t, "the rule is there again", func() bool { return strings.Count(n.nftRules(v), "169.254.169.254 counter") == 1 })
 			n.mustBeBlocked(v)
+			// cleanup can't tell either, and says so. (What it removes of IPv6 the agent puts back.)
+			if code, _, stderr := n.guard("cleanup"); code != 1 || !strings.Contains(stderr, "cleaning the ipv4 rules of iptables-nft") {
+				t.Errorf("cleanup beside the native rule: exit %d, %q", code, stderr)
+			}
+			if kernel := n.nftRules(v); strings.Count(kernel, " accept\n")+strings.Count(kernel, " drop\n") != 2 {
+				t.Errorf("ours and the native rule should be there:\n%s", kernel)
+			}
 			n.sh("nft flush chain ip filter FORWARD")
 			eventually(t, "the agent is ready again", a.ready)
 		})
+	}
+}
+
+// In a chain that iptables can't list, only what is missing is put back, however often.
+func TestUnreadableChainWithSeveralPatterns(t *testing.T) {
+	t.Parallel()
+	v := variants[0]
+	n := newNode(t)
+	n.startReady("--backend", "nft", "--interface", "eni+,vlan+")
+	n.sh("nft insert rule ip filter FORWARD ct state established counter accept")
+	for range 10 {
+		handle := n.sh(`nft -a list chain ip filter FORWARD | sed -n 's/.*"eni\*".*handle //p'`)
+		n.sh("nft delete rule ip filter FORWARD handle %s", strings.TrimSpace(handle))
+		eventually(t, "the rule is there again", func() bool { return strings.Contains(n.nftRules(v), `"eni*"`) })
+	}
+	if eni, vlan := strings.Count(n.nftRules(v), `"eni*"`), strings.Count(n.nftRules(v), `"vlan*"`); eni != 1 || vlan != 1 {
+		t.Errorf("%d and %d copies in\n%s", eni, vlan, n.nftRules(v))
 	}
 }
 
@@ -192,7 +217,9 @@ func TestLyingListIsBounded(t *testing.T) {
 		most         int
 	}{
 		{"prints ours in another form", `$REAL "$@" | sed 's/-j DROP/-j DROP --new-option/'`, 3},
-		{"prints an empty chain", `case "$*" in *-S*) echo '-P FORWARD ACCEPT -c 0 0';; *) exec $REAL "$@";; esac`, 100},
+		{"prints an empty chain", `case "$*" in *-S*) echo '-P FORWARD ACCEPT -c 0 0';; *) exec $REAL "$@";; esac`, 3},
+		{"prints an empty chain and fails, in turn", `case "$*" in *-S*)
+			if [ -e /run/odd ]; then rm /run/odd; exit 1; fi; touch /run/odd; echo '-P FORWARD ACCEPT -c 0 0';; *) exec $REAL "$@";; esac`, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -200,12 +227,10 @@ func TestLyingListIsBounded(t *testing.T) {
 			n := newNode(t)
 			path := fakeBin(t, v.iptables(), c.script)
 			a := n.startWith([]string{path}, "--backend", "legacy", "--resync-period", "100ms")
-			eventually(t, "the inserts have ended", func() bool {
-				return strings.Contains(a.log.String(), "no more are made") && a.state(v, enforce.Unknown)
-			})
+			eventually(t, "the inserts have ended", func() bool { return count(n.forward(v), v.ours()) >= c.most })
 			a.awaitResyncs(10)
-			if copies := count(n.forward(v), v.ours()); copies < 1 || copies > c.most {
-				t.Errorf("%d copies of the rule, want 1 to %d", copies, c.most)
+			if copies := count(n.forward(v), v.ours()); copies != c.most {
+				t.Errorf("%d copies of the rule, want %d", copies, c.most)
 			}
 			if a.ready() {
 				t.Error("ready without proof")

@@ -51,6 +51,7 @@ func TestBadInput(t *testing.T) {
 		{"run --config " + dir, "--config: reading the file"},
 		{"run --config " + file("unknown.yaml", "verdict: drop\ninterfaces: [eni+]\n"), "unknown.yaml:2: \"interfaces\" is no setting; use backend, interface"},
 		{"run --config " + file("twice.yaml", "verdict: drop\nverdict: reject\n"), "twice.yaml"},
+		{"run --config " + file("two.yaml", "verdict: drop\n---\nverdict: reject\n"), "two.yaml: there is something behind the first document"},
 		{"run --config " + file("nested.yaml", "interface: {eni: 1}\n"), "nested.yaml:1: interface: write a value, or a list of values"},
 		{"run --config " + file("list.yaml", "- verdict\n"), "list.yaml:1: write settings as"},
 		{"run --config " + file("broken.yaml", "verdict: [drop\n"), "--config: parsing"},
