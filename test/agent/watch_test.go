@@ -172,13 +172,14 @@ func TestBackendFollowsTheKubelet(t *testing.T) {
 	eventually(t, "legacy is watched now", func() bool { return n.onTop(v4) })
 	n.sh("iptables-nft -t mangle -N KUBE-IPTABLES-HINT")
 	eventually(t, "nft is in use again", func() bool { return a.uses("nft") && a.ready() })
-	if code, _, stderr := n.guard("cleanup"); code == 0 {
-		// The agent still runs and may have put its rules back by now; legacy is left alone by it.
-		if n.onTop(v4) || n.onTop(v6) {
-			t.Error("cleanup left the rules of the backend that is not in use")
-		}
-	} else if !strings.Contains(stderr, "is an agent still running") {
+	a.kill()
+	if code, _, stderr := n.guard("cleanup"); code != 0 {
 		t.Errorf("cleanup: %s", stderr)
+	}
+	for _, v := range variants {
+		if list := n.forward(v); len(list) != 0 {
+			t.Errorf("%s: cleanup left %q", v, list)
+		}
 	}
 }
 
