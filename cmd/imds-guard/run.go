@@ -200,7 +200,8 @@ func (a *agent) lost(watcher string) func(error) {
 	}
 }
 
-// A look that hangs in commands ends by their time-outs, which add up to less than stuckAfter beyond the resync period.
+// stuckAfter, beyond three resync periods, leaves time for a look in which every command hangs until it is killed: two
+// families, each read, repaired and read back.
 const stuckAfter = time.Minute
 
 // healthy says why the loop is stuck, or nil.

@@ -258,6 +258,27 @@ func TestFailedRepairsBackOff(t *testing.T) {
 	})
 }
 
+// In a fight a repair now and then fails because the chain has just changed. One that is accepted ends the back-off, even if
+// it is undone before it is read back: else the pauses would only ever grow.
+func TestAcceptedRepairEndsTheBackOff(t *testing.T) {
+	running(t, func(g *Guard, layer *fakeLayer) {
+		layer.mu.Lock()
+		layer.state, layer.failing = enforce.Missing, errors.New("no")
+		layer.mu.Unlock()
+		g.Wake()
+		time.Sleep(time.Second)
+		before := layer.repaired()
+		layer.mu.Lock()
+		layer.failing, layer.undo = nil, enforce.Missing
+		layer.mu.Unlock()
+		time.Sleep(maxRetry)
+		synctest.Wait()
+		if layer.repaired() == before || g.tended[0].pacer.failures != 0 {
+			t.Errorf("%d repairs, then %d; %d failures in a row", before, layer.repaired(), g.tended[0].pacer.failures)
+		}
+	}, func(*counts, string) {})
+}
+
 // A storm of wake-ups is bounded: a look costs commands.
 func TestLooksAreBounded(t *testing.T) {
 	running(t, func(g *Guard, layer *fakeLayer) {

@@ -52,7 +52,7 @@ func newTended(l Layer, c *Config, show func(LayerStatus)) *tended {
 func (t *tended) rescue() {
 	t.repaired, t.repairErr = false, nil
 	if t.last != "" && t.Lost() && t.pacer.wait(true) == 0 {
-		t.found = enforce.Reading{State: enforce.Missing, Detail: "none of the rules is in the chain", Blocked: t.shown.Blocked}
+		t.found = enforce.Reading{State: enforce.Missing, Detail: "the kernel has lost at least one of the rules", Blocked: t.shown.Blocked}
 		t.display(t.found)
 		t.repaired, t.repairErr = true, t.Repair()
 	}
@@ -169,6 +169,7 @@ func (t *tended) judge(r enforce.Reading, noticed time.Time) (again time.Duratio
 		}
 		return t.pacer.failed()
 	}
+	t.pacer.failures = 0
 	if ok && install {
 		return t.Resync
 	}
