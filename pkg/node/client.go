@@ -1,0 +1,140 @@
+// How the Kubernetes API is reached.
+package node
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// requestTimeout is for one request, with the retries that the server asks for.
+const requestTimeout = 10 * time.Second
+
+// InCluster reports whether the program runs in a pod, by what the kubelet gives every container.
+func InCluster() bool {
+	return os.Getenv("KUBERNETES_SERVICE_HOST") != "" && os.Getenv("KUBERNETES_SERVICE_PORT") != ""
+}
+
+// LoadConfig reads how to reach the API server: from the named kubeconfig file, or, with an empty name, from what the
+// kubelet gives a pod. It makes no request.
+func LoadConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		return rest.InClusterConfig()
+	}
+	return clientcmd.BuildConfigFromFlags("", kubeconfig)
+}
+
+// The operations that requests are counted by.
+const (
+	OpGetNode     = "get_node"
+	OpPatchNode   = "patch_node"
+	OpPatchStatus = "patch_status"
+	OpRecordEvent = "record_event"
+)
+
+// Operations lists every operation.
+var Operations = []string{OpGetNode, OpPatchNode, OpPatchStatus, OpRecordEvent}
+
+// Connect makes what Reporter and Events need to deal with the named node, without a request. Every request is told to
+// count. Events are sent until ctx ends.
+//
+// It makes a client of core/v1 alone: a Clientset brings every API there is, 13 MB of the program that would be in memory on
+// every node.
+func Connect(ctx context.Context, c *rest.Config, name, version string, count func(operation string, ok bool)) (Client, *Events, error) {
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, nil, err
+	}
+	c = rest.CopyConfig(c)
+	c.APIPath, c.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	c.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	c.ContentType = "application/vnd.kubernetes.protobuf"
+	c.UserAgent = component + "/" + version
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return counter{next, count} })
+	api, err := rest.RESTClientFor(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	return ownNode{api, name}, newEvents(ctx, eventSink{ctx, api}, name), nil
+}
+
+// ownNode is the Client of one node.
+type ownNode struct {
+	api  *rest.RESTClient
+	name string
+}
+
+// Get implements Client.
+func (n ownNode) Get(ctx context.Context) (*corev1.Node, error) {
+	return result(ctx, &corev1.Node{}, n.api.Get().Resource("nodes").Name(n.name))
+}
+
+// Patch implements Client.
+func (n ownNode) Patch(ctx context.Context, kind types.PatchType, patch []byte, subresources ...string) (*corev1.Node, error) {
+	return result(ctx, &corev1.Node{},
+		n.api.Patch(kind).Resource("nodes").Name(n.name).SubResource(subresources...).Param("fieldManager", component).Body(patch))
+}
+
+// eventSink is where the recorder's events go.
+type eventSink struct {
+	ctx context.Context
+	api *rest.RESTClient
+}
+
+// Create implements record.EventSink.
+func (s eventSink) Create(e *corev1.Event) (*corev1.Event, error) {
+	return result(s.ctx, &corev1.Event{}, s.api.Post().Namespace(e.Namespace).Resource("events").Body(e))
+}
+
+// Update implements record.EventSink, whose user never calls it.
+func (s eventSink) Update(e *corev1.Event) (*corev1.Event, error) {
+	return result(s.ctx, &corev1.Event{}, s.api.Put().Namespace(e.Namespace).Resource("events").Name(e.Name).Body(e))
+}
+
+// Patch implements record.EventSink.
+func (s eventSink) Patch(e *corev1.Event, patch []byte) (*corev1.Event, error) {
+	return result(s.ctx, &corev1.Event{},
+		s.api.Patch(types.StrategicMergePatchType).Namespace(e.Namespace).Resource("events").Name(e.Name).Body(patch))
+}
+
+// result sends a request, and reads the answer into an empty object.
+func result[T runtime.Object](ctx context.Context, into T, r *rest.Request) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return into, r.Do(ctx).Into(into)
+}
+
+// counter tells of every request, retries of the library included.
+type counter struct {
+	next  http.RoundTripper
+	count func(operation string, ok bool)
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c counter) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := c.next.RoundTrip(r)
+	c.count(operationOf(r), err == nil && answer.StatusCode < 300)
+	return answer, err
+}
+
+func operationOf(r *http.Request) string {
+	switch path := r.URL.Path; {
+	case !strings.Contains(path, "/nodes/"):
+		return OpRecordEvent
+	case r.Method == http.MethodGet:
+		return OpGetNode
+	case strings.HasSuffix(path, "/status"):
+		return OpPatchStatus
+	}
+	return OpPatchNode
+}

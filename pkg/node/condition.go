@@ -1,0 +1,105 @@
+// What the node's condition says, and why.
+package node
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/guard"
+)
+
+// ConditionType is the type of the node condition.
+const ConditionType corev1.NodeConditionType = "IMDSProtected"
+
+// The reasons of the condition, one status each.
+const (
+	// True.
+	ReasonVerified = "RulesVerified"
+	// False.
+	ReasonNotInForce = "RulesNotInForce"
+	ReasonNotCovered = "InterfaceNotCovered"
+	// Unknown.
+	ReasonUnreadable  = "RulesUnreadable"
+	ReasonNotVerified = "NotVerified"
+	ReasonStopped     = "AgentStopped"
+)
+
+// Condition is what is to be said of the node.
+type Condition struct {
+	Status  corev1.ConditionStatus
+	Reason  string
+	Message string
+}
+
+// stopped is what an agent leaves behind: nobody looks any more, so nobody knows.
+var stopped = Condition{corev1.ConditionUnknown, ReasonStopped,
+	"The agent was stopped. Its rules stay, but nobody watches them until it is back."}
+
+// Coverage is what is known of the pod-side interfaces.
+type Coverage struct {
+	// Err is why they could not be listed.
+	Err error
+	// Uncovered are the names of those that no rule covers.
+	Uncovered []string
+}
+
+// Judge says of a node what `imds-guard check` would: True only when every rule was read back from the kernel as stopping
+// pods, and no pod-side interface is without one.
+func Judge(s guard.Status, c Coverage) Condition {
+	var read, wrong, unknown []string
+	for _, l := range s.Layers {
+		words := strings.TrimSuffix(fmt.Sprintf("%s rules are %s: %s", l.Family, l.State, l.Detail), ": ")
+		switch {
+		case l.State == enforce.Unknown:
+			unknown = append(unknown, words)
+		case !l.State.Protects():
+			wrong = append(wrong, words)
+		case l.State != enforce.Unsupported:
+			read = append(read, string(l.Family))
+		}
+	}
+	switch {
+	case len(wrong) > 0:
+		return Condition{corev1.ConditionFalse, ReasonNotInForce,
+			"Pods may reach the instance metadata service: " + strings.Join(append(wrong, unknown...), "; ")}
+	case stale(s):
+		return Condition{corev1.ConditionUnknown, ReasonNotVerified, "Nothing is known: " + strings.Join(unknown, "; ")}
+	case len(unknown) > 0:
+		return Condition{corev1.ConditionUnknown, ReasonUnreadable,
+			"It can't be read whether pods reach the instance metadata service: " + strings.Join(unknown, "; ")}
+	case !s.Protected:
+		return Condition{corev1.ConditionUnknown, ReasonUnreadable, "No address family is supported on this node."}
+	case c.Err != nil:
+		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
+			"The rules are in, but whether they cover every pod is not known: " + c.Err.Error()}
+	case len(c.Uncovered) > 0:
+		return Condition{corev1.ConditionFalse, ReasonNotCovered,
+			"Pods behind these interfaces reach the instance metadata service, because no --interface covers them: " +
+				some(c.Uncovered)}
+	}
+	return Condition{corev1.ConditionTrue, ReasonVerified,
+		"Pods are kept from the instance metadata service: the rules for " + strings.Join(read, " and ") +
+			" were read back from the kernel."}
+}
+
+// stale reports that what is unknown is so because nobody has looked, or not lately; a reading that failed has an error.
+func stale(s guard.Status) bool {
+	for _, l := range s.Layers {
+		if l.State == enforce.Unknown && l.Err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// some names the first few: a condition's message is for a person.
+func some(names []string) string {
+	const most = 5
+	if more := len(names) - most; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), more)
+	}
+	return strings.Join(names, ", ")
+}

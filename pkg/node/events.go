@@ -1,0 +1,69 @@
+// Events on the Node. The recorder of client-go counts repetitions in one event, sums up similar ones, and lets no more
+// through than a few at once and then one in five minutes, so that a fight over the rules floods nobody.
+package node
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/imds-guard/imds-guard/pkg/enforce"
+)
+
+// The reasons of the events.
+const (
+	EventRepaired   = "IMDSRulesRepaired"
+	EventContended  = "IMDSRulesContended"
+	EventNotCovered = "IMDSInterfaceNotCovered"
+)
+
+// Events go out at once up to eventBurst, then at this rate a second.
+const (
+	eventBurst = 10
+	eventRate  = 1. / 300
+)
+
+const component = "imds-guard"
+
+// Events records what happened. Its methods never block; what can't be sent is tried again for two minutes and then lost.
+type Events struct {
+	recorder record.EventRecorder
+	node     *corev1.ObjectReference
+}
+
+// newEvents sends events about the named node until ctx ends.
+func newEvents(ctx context.Context, sink record.EventSink, name string) *Events {
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx), record.WithCorrelatorOptions(record.CorrelatorOptions{
+		BurstSize: eventBurst, QPS: eventRate,
+	}))
+	broadcaster.StartRecordingToSink(sink)
+	scheme := runtime.NewScheme() // nothing is looked up in it: the node is given as a reference
+	return &Events{
+		recorder: broadcaster.NewRecorder(scheme, corev1.EventSource{Component: component, Host: name}),
+		// The kubelet gives its own events on a node this UID, and `kubectl describe node` asks for it.
+		node: &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(name)},
+	}
+}
+
+// Repaired says that rules had drifted and were put right.
+func (e *Events) Repaired(f enforce.Family, drift enforce.State) {
+	e.warn(EventRepaired, fmt.Sprintf("%s rules were %s and were put right; the agent's log says who is suspected", f, drift))
+}
+
+// Contended says that a fight over the rules has begun.
+func (e *Events) Contended(f enforce.Family) {
+	e.warn(EventContended, fmt.Sprintf("somebody keeps undoing the repairs of the %s rules; they go on, at a bounded rate", f))
+}
+
+// NotCovered says that pods behind an interface can reach the endpoint.
+func (e *Events) NotCovered(name, fix string) {
+	e.warn(EventNotCovered, fmt.Sprintf("no rule covers the pod-side interface %s: its pods can reach the metadata service; %s", name, fix))
+}
+
+func (e *Events) warn(reason, message string) {
+	e.recorder.Event(e.node, corev1.EventTypeWarning, reason, message)
+}

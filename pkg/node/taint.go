@@ -1,0 +1,50 @@
+// The start-up taint, which keeps pods off a new node until its rules are in. The node group puts it there, the agent only
+// takes it away.
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// TaintKey is the key of the start-up taint, whatever its value and effect.
+const TaintKey = "imds-guard.io/agent-not-ready"
+
+func ours(t corev1.Taint) bool { return t.Key == TaintKey }
+
+func tainted(n *corev1.Node) bool { return slices.ContainsFunc(n.Spec.Taints, ours) }
+
+// operation is one of a JSON patch (RFC 6902).
+type operation struct {
+	Op    string         `json:"op"`
+	Path  string         `json:"path"`
+	Value []corev1.Taint `json:"value,omitempty"`
+}
+
+// removeTaint takes the taint away if the list is still the one last seen: a controller that changes another taint at the
+// same time must not lose its change. Whatever fails, the Node is read again before the next attempt.
+func (r *Reporter) removeTaint(ctx context.Context) error {
+	const path = "/spec/taints"
+	before := r.node.Spec.Taints
+	patch := []operation{{"test", path, before}, {Op: "remove", Path: path}}
+	if rest := slices.DeleteFunc(slices.Clone(before), ours); len(rest) > 0 {
+		patch[1] = operation{"replace", path, rest}
+	}
+	r.node = nil
+	text, err := json.Marshal(patch)
+	if err != nil {
+		return fmt.Errorf("writing the patch of the node's taints: %w", err)
+	}
+	node, err := r.client.Patch(ctx, types.JSONPatchType, text)
+	if err != nil {
+		return fmt.Errorf("removing the taint %s from the node: %w", TaintKey, err)
+	}
+	r.node = node
+	r.log.Info("start-up taint removed: the rules are in", "taint", TaintKey)
+	return nil
+}
