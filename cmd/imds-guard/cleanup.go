@@ -27,6 +27,9 @@ func newCleanup() *cobra.Command {
 			if err := requireNetAdmin("removing rules"); err != nil {
 				return err
 			}
+			if err := rules.MarkCleaning(rules.RecordDir); err != nil {
+				return failed(err)
+			}
 			recorded, err := rules.Remembered(rules.RecordDir)
 			if err != nil {
 				return failed(err)

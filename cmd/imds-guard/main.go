@@ -70,6 +70,6 @@ func newRoot() *cobra.Command {
 		},
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newVersion(), newPause())
 	return root
 }

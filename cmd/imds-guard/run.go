@@ -19,6 +19,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/ifwatch"
 	"github.com/imds-guard/imds-guard/pkg/metrics"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
+	"github.com/imds-guard/imds-guard/pkg/node"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -31,6 +32,9 @@ func newRun() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()
 			if err != nil {
+				return err
+			}
+			if err := checkFiles(c); err != nil {
 				return err
 			}
 			if err := requireNetAdmin("changing rules"); err != nil {
@@ -74,15 +78,16 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 	if err != nil {
 		return failed(err)
 	}
-	m := metrics.New(version, commit, enforce.Families)
+	m := metrics.New(version, commit, enforce.Families, node.Operations)
 	a := &agent{
 		config: c, log: log, selector: selector, metrics: m,
-		reporter: ifwatch.Reporter{Log: log},
+		coverage: ifwatch.Reporter{Log: log},
 		nft:      &netfilter.NFTWatch{},
+		cluster:  newCluster(),
 	}
 	m.Status = func() guard.Status { return a.guard.Status() }
 	a.guard = guard.New(guard.Config{
-		Layers: newLayers(c, selector), Resync: c.Resync, Recorder: m, Log: log,
+		Layers: newLayers(c, selector), Resync: c.Resync, Recorder: recorder{m, a.cluster}, Log: log,
 		First: a.noteWriter, Before: a.chooseBackend, After: a.report, Suspect: a.suspect,
 	})
 	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: m, Wake: a.guard.Wake, Lost: a.lost(metrics.WatcherInterfaces)}
@@ -94,6 +99,7 @@ func runAgent(ctx context.Context, c config.Config, log *slog.Logger) error {
 
 	log.Info("started", "version", version, "backend", selector.Current(), "interfaces", patternTexts(c),
 		"verdict", c.Verdict, "protected", a.guard.Status().Protected)
+	a.connect(ctx)
 	a.run(ctx)
 	log.Info("stopped; the rules stay, only `imds-guard cleanup` removes them")
 	return nil
@@ -109,7 +115,8 @@ type agent struct {
 	links    *ifwatch.Watch
 	nft      *netfilter.NFTWatch
 	legacy   *netfilter.LegacyPoll
-	reporter ifwatch.Reporter
+	coverage ifwatch.Reporter
+	cluster  *cluster
 	backend  string           // as exported last
 	writer   netfilter.Writer // who wrote to nftables last before the current look
 	started  time.Time
@@ -117,12 +124,13 @@ type agent struct {
 
 // run returns when ctx has ended and everything has stopped.
 func (a *agent) run(ctx context.Context) {
-	parts := []func(context.Context){a.guard.Run, a.links.Run, a.nft.Run, a.legacy.Run, a.remember}
-	if a.config.MetricsAddress != "" {
-		server := &metrics.Server{
-			Address: a.config.MetricsAddress, Metrics: a.metrics, Healthy: a.healthy, Ready: a.ready, Log: a.log,
-		}
-		parts = append(parts, server.Run)
+	server := &metrics.Server{
+		Address: a.config.MetricsAddress, HealthAddress: a.config.HealthAddress, WebConfigFile: a.config.WebConfigFile,
+		Metrics: a.metrics, Healthy: a.healthy, Ready: a.ready, Log: a.log,
+	}
+	parts := []func(context.Context){a.guard.Run, a.links.Run, a.nft.Run, a.legacy.Run, a.remember, server.Run}
+	if a.cluster.reporter != nil {
+		parts = append(parts, a.cluster.reporter.Run)
 	}
 	var wg sync.WaitGroup
 	for _, part := range parts {
@@ -131,11 +139,19 @@ func (a *agent) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// remember records what was installed, for cleanup. It is a part of its own, so that no file system can hold up the loop.
+// remember records for cleanup that an agent runs, and what was installed. It is a part of its own, so that no file system
+// can hold up the loop.
 func (a *agent) remember(ctx context.Context) {
-	reported := false
+	reported, marked := false, false
 	for {
-		err := rules.Remember(rules.RecordDir, a.config.Interfaces)
+		var err error
+		if !marked {
+			err = rules.MarkRunning(rules.RecordDir)
+			marked = err == nil
+		}
+		if err == nil {
+			err = rules.Remember(rules.RecordDir, a.config.Interfaces)
+		}
 		if err == nil {
 			return
 		}
@@ -173,10 +189,12 @@ func (a *agent) report(s guard.Status) {
 	}
 	picture := a.links.Picture()
 	if errors.Is(picture.Err, ifwatch.ErrNotListed) {
+		a.cluster.looked(s, node.Coverage{Err: picture.Err})
 		return
 	}
 	uncovered := ifwatch.Uncovered(picture.Interfaces, a.config.Interfaces)
-	a.reporter.Report(time.Now(), uncovered)
+	settled := a.coverage.Report(time.Now(), uncovered)
+	a.cluster.looked(s, node.Coverage{Err: picture.Err, Uncovered: settled})
 	covered := len(picture.Interfaces) - len(uncovered)
 	if !s.Protected {
 		covered = 0 // a pattern that no rule in force has covers nothing

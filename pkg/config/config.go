@@ -2,6 +2,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/rules"
@@ -27,7 +29,16 @@ type Config struct {
 	Resync     time.Duration
 	// MetricsAddress is empty if the endpoints are off.
 	MetricsAddress string
-	LogLevel       slog.Level
+	// HealthAddress is empty if /healthz and /readyz are served where the metrics are.
+	HealthAddress string
+	// WebConfigFile is the file that says how MetricsAddress is protected; empty for not at all.
+	WebConfigFile string
+	Kubernetes    Use
+	// Kubeconfig is the file that says how to reach the API server; empty for what the kubelet gives a pod.
+	Kubeconfig string
+	// NodeName is the name of the Node object; empty if nobody gave it.
+	NodeName string
+	LogLevel slog.Level
 	// LogFormat is text or json.
 	LogFormat string
 }
@@ -41,6 +52,18 @@ const (
 
 const off = "off"
 
+// Use says whether the Kubernetes API is used.
+type Use string
+
+const (
+	// Auto: in a cluster, and with a kubeconfig.
+	Auto Use = "auto"
+	On   Use = "on"
+	Off  Use = off
+)
+
+var uses = []Use{Auto, On, Off}
+
 // Options are the settings as the user wrote them.
 type Options struct {
 	file           string
@@ -49,7 +72,11 @@ type Options struct {
 	verdict        string
 	resync         time.Duration
 	metricsAddress string
+	healthAddress  string
+	webConfigFile  string
 	kubernetes     string
+	kubeconfig     string
+	nodeName       string
 	logLevel       string
 	logFormat      string
 
@@ -69,7 +96,14 @@ func NewOptions() *Options {
 		"the slowest that drift can be noticed, whatever event is lost")
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":9169",
 		"`address` of /metrics, /healthz and /readyz; off turns them off")
-	f.StringVar(&o.kubernetes, "kubernetes", off, "use of the Kubernetes API: off (this version makes none)")
+	f.StringVar(&o.healthAddress, "health-bind-address", "",
+		"`address` of /healthz and /readyz alone, always plain HTTP (default: where the metrics are)")
+	f.StringVar(&o.webConfigFile, "web-config-file", "",
+		"`file` that turns on TLS and authentication for the metrics, as for every Prometheus exporter")
+	f.StringVar(&o.kubernetes, "kubernetes", string(Auto),
+		"use of the Kubernetes API (taint, condition, events): auto (in a cluster, and with --kubeconfig), on or off")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: as in every pod)")
+	f.StringVar(&o.nodeName, "node-name", "", "`name` of this Node object (default: the variable NODE_NAME)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "", "text or json (default: json in a cluster, else text)")
 	return o
@@ -93,6 +127,12 @@ func (o *Options) Load() (Config, error) {
 		Backend: rules.Backend(o.backend),
 		Verdict: rules.Verdict(o.verdict),
 		Resync:  o.resync,
+
+		HealthAddress: o.healthAddress,
+		WebConfigFile: o.webConfigFile,
+		Kubernetes:    Use(o.kubernetes),
+		Kubeconfig:    o.kubeconfig,
+		NodeName:      cmp.Or(o.nodeName, os.Getenv("NODE_NAME")),
 	}
 	var errs []error
 	wrong := func(flag, format string, args ...any) {
@@ -119,13 +159,25 @@ func (o *Options) Load() (Config, error) {
 	if c.Resync < minResync || c.Resync > maxResync {
 		wrong("resync-period", "%s is out of range; use %s to %s", c.Resync, minResync, maxResync)
 	}
-	if o.kubernetes != off {
-		wrong("kubernetes", "%q is not supported by this version; use off", o.kubernetes)
+	if !slices.Contains(uses, c.Kubernetes) {
+		wrong("kubernetes", "%q is none; use %s", o.kubernetes, alternatives(uses))
+	}
+	if c.NodeName != "" {
+		for _, problem := range validation.IsDNS1123Subdomain(c.NodeName) {
+			wrong("node-name", "%q (or NODE_NAME) is no name of a node: %s", c.NodeName, problem)
+		}
 	}
 	if o.metricsAddress != off {
 		c.MetricsAddress = o.metricsAddress
 		if err := checkAddress(o.metricsAddress); err != nil {
 			wrong("metrics-bind-address", "%w; use host:port, :port or off", err)
+		}
+	}
+	if c.HealthAddress != "" {
+		if err := checkAddress(c.HealthAddress); err != nil {
+			wrong("health-bind-address", "%w; use host:port or :port", err)
+		} else if c.HealthAddress == c.MetricsAddress {
+			wrong("health-bind-address", "%s is the address of the metrics; leave it out, or use another", c.HealthAddress)
 		}
 	}
 	if err := c.LogLevel.UnmarshalText([]byte(o.logLevel)); err != nil {

@@ -34,26 +34,37 @@ func Suggest(name string) string {
 // puts it into its bridge, or gives it its name, later.
 const settleTime = time.Second
 
-// Reporter logs uncovered interfaces, each once for as long as it stays. It is not safe for concurrent use.
+// Reporter names uncovered interfaces, each once for as long as it stays. It is not safe for concurrent use.
 type Reporter struct {
-	Log   *slog.Logger
+	Log *slog.Logger
+	// Told is called with every interface that is named, and with what would cover it. It may be nil.
+	Told  func(name, fix string)
 	since map[Interface]time.Time
 	told  map[Interface]bool
 }
 
-// Report takes the interfaces that are uncovered now.
-func (r *Reporter) Report(now time.Time, uncovered []Interface) {
+// Report takes the interfaces that are uncovered now, and returns the names of those that have been for settleTime.
+func (r *Reporter) Report(now time.Time, uncovered []Interface) (settled []string) {
 	since, told := map[Interface]time.Time{}, map[Interface]bool{}
 	for _, i := range uncovered {
 		since[i], told[i] = now, r.told[i]
 		if first, known := r.since[i]; known {
 			since[i] = first
 		}
-		if !told[i] && now.Sub(since[i]) >= settleTime {
+		if now.Sub(since[i]) < settleTime {
+			continue
+		}
+		settled = append(settled, i.Name)
+		if !told[i] {
 			told[i] = true
+			fix := "add --interface " + Suggest(i.Name)
 			r.Log.Warn("no rule covers a pod-side interface: its pods can reach the metadata service",
-				"interface", i.Name, "kind", i.Kind, "fix", "add --interface "+Suggest(i.Name))
+				"interface", i.Name, "kind", i.Kind, "fix", fix)
+			if r.Told != nil {
+				r.Told(i.Name, fix)
+			}
 		}
 	}
 	r.since, r.told = since, told
+	return settled
 }

@@ -26,6 +26,14 @@ const (
 	WatcherLegacy     = "legacy"
 )
 
+// result is a value of the label of that name.
+func result(ok bool) string {
+	if ok {
+		return "success"
+	}
+	return "error"
+}
+
 // Metrics holds every metric in a registry of its own. It may be used from any goroutine, and never blocks.
 type Metrics struct {
 	Registry *prometheus.Registry
@@ -39,11 +47,12 @@ type Metrics struct {
 	events     *prometheus.CounterVec
 	failures   *prometheus.CounterVec
 	lost       *prometheus.CounterVec
+	requests   *prometheus.CounterVec
 	backend    *prometheus.GaugeVec
 }
 
-// New makes the metrics. version and commit describe the build.
-func New(version, commit string, families []enforce.Family) *Metrics {
+// New makes the metrics. version and commit describe the build; requests are the operations that Requested is called with.
+func New(version, commit string, families []enforce.Family, requests []string) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
 		drift: counterVec("drift_total", "How often the rules were found in another state than they were left in.",
@@ -61,26 +70,27 @@ func New(version, commit string, families []enforce.Family) *Metrics {
 		failures: counterVec("iptables_errors_total", "iptables commands that failed.", "family", "operation", "reason"),
 		lost: counterVec("watch_losses_total", "How often a watcher may have missed something; each is made good by a "+
 			"full look.", "watcher"),
-		backend: gaugeVec("backend_info", "1 for the iptables backend in use.", "backend", "version"),
+		requests: counterVec("kubernetes_requests_total", "HTTP requests to the Kubernetes API.", "operation", "result"),
+		backend:  gaugeVec("backend_info", "1 for the iptables backend in use.", "backend", "version"),
 	}
 	build := gaugeVec("build_info", "1; the labels describe the build.", "version", "commit", "goversion")
 	build.WithLabelValues(version, commit, runtime.Version()).Set(1)
 
 	m.Registry.MustRegister(statusCollector{m}, m.drift, m.repairs, m.repairTime, m.interfaces, m.events, m.failures,
-		m.lost, m.backend, build,
+		m.lost, m.requests, m.backend, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	m.zero(families)
+	m.zero(families, requests)
 	return m
 }
 
-func (m *Metrics) zero(families []enforce.Family) {
+func (m *Metrics) zero(families []enforce.Family, requests []string) {
 	for _, f := range families {
 		family := string(f)
 		for _, s := range enforce.DriftStates {
 			m.drift.WithLabelValues(family, string(s))
 		}
-		m.repairs.WithLabelValues(family, "success")
-		m.repairs.WithLabelValues(family, "error")
+		m.repairs.WithLabelValues(family, result(true))
+		m.repairs.WithLabelValues(family, result(false))
 		m.repairTime.WithLabelValues(family)
 		for _, op := range rules.Operations {
 			for _, reason := range rules.Reasons {
@@ -97,6 +107,10 @@ func (m *Metrics) zero(families []enforce.Family) {
 	for _, watcher := range []string{WatcherInterfaces, WatcherNFTables, WatcherLegacy} {
 		m.lost.WithLabelValues(watcher)
 	}
+	for _, op := range requests {
+		m.requests.WithLabelValues(op, result(true))
+		m.requests.WithLabelValues(op, result(false))
+	}
 }
 
 // Drift implements guard.Recorder.
@@ -106,12 +120,10 @@ func (m *Metrics) Drift(f enforce.Family, s enforce.State) {
 
 // Repaired implements guard.Recorder.
 func (m *Metrics) Repaired(f enforce.Family, ok bool, took time.Duration) {
-	if !ok {
-		m.repairs.WithLabelValues(string(f), "error").Inc()
-		return
+	m.repairs.WithLabelValues(string(f), result(ok)).Inc()
+	if ok {
+		m.repairTime.WithLabelValues(string(f)).Observe(took.Seconds())
 	}
-	m.repairs.WithLabelValues(string(f), "success").Inc()
-	m.repairTime.WithLabelValues(string(f)).Observe(took.Seconds())
 }
 
 // Failed implements guard.Recorder.
@@ -141,6 +153,11 @@ func (m *Metrics) Resynced() { m.events.WithLabelValues("resync").Inc() }
 
 // Lost counts a loss of a watcher.
 func (m *Metrics) Lost(watcher string) { m.lost.WithLabelValues(watcher).Inc() }
+
+// Requested counts a request to the Kubernetes API.
+func (m *Metrics) Requested(operation string, ok bool) {
+	m.requests.WithLabelValues(operation, result(ok)).Inc()
+}
 
 // Backend says which iptables is in use.
 func (m *Metrics) Backend(name, version string) {

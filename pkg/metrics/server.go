@@ -1,77 +1,56 @@
-// The HTTP endpoints.
+// What is served, and to whom.
 package metrics
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"time"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 )
 
-const (
-	// rebindPause is the time between two attempts to bind a port that is taken.
-	rebindPause = 5 * time.Second
-	// The port is open to every pod. None may hold so many connections, or so long, that the agent runs out of memory and
-	// is killed: idle ones, slow readers and scrapes in parallel are bounded.
-	maxConnections = 64
-	maxScrapes     = 4
-	ioTimeout      = 10 * time.Second
-)
+// maxScrapes bounds the scrapes in parallel: each builds the whole text in memory.
+const maxScrapes = 4
 
 // Server serves /metrics, /healthz and /readyz.
 type Server struct {
+	// Address is where all three are; empty: nowhere.
 	Address string
-	Metrics *Metrics
+	// HealthAddress is where /healthz and /readyz are as well, by plain HTTP and without a password, which the kubelet's
+	// probes can't give; empty: nowhere.
+	HealthAddress string
+	// WebConfigFile asks for TLS, passwords or client certificates at Address, in the form of Prometheus'
+	// exporter-toolkit. Empty: plain HTTP for everybody.
+	WebConfigFile string
+	Metrics       *Metrics
 	// Healthy and Ready return why not, or nil.
 	Healthy, Ready func() error
 	Log            *slog.Logger
 }
 
-// Run serves until ctx ends. An address that can't be bound is reported once and tried again: nothing here may end the
-// program.
+// Run serves until ctx ends. What can't be served is reported once and tried again, each address by itself: nothing here
+// may end the program.
 func (s *Server) Run(ctx context.Context) {
-	server := &http.Server{
-		Handler: s.handler(), MaxHeaderBytes: 16 << 10,
-		ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, IdleTimeout: ioTimeout,
-	}
-	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	reported := false
-	for ctx.Err() == nil {
-		listener, err := net.Listen("tcp", s.Address)
-		if err == nil {
-			s.Log.Info("serving metrics", "address", listener.Addr().String())
-			reported = false
-			err = server.Serve(netutil.LimitListener(listener, maxConnections))
-		}
-		if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
-			return
-		}
-		if !reported {
-			s.Log.Error("serving metrics failed; trying again, the rules are not affected",
-				"address", s.Address, "error", err)
-			reported = true
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(rebindPause):
-		}
-	}
-}
-
-func (s *Server) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics.Registry, promhttp.HandlerOpts{
+	all, health := http.NewServeMux(), http.NewServeMux()
+	all.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics.Registry, promhttp.HandlerOpts{
 		Registry: s.Metrics.Registry, MaxRequestsInFlight: maxScrapes,
 	}))
-	mux.Handle("GET /healthz", probe(s.Healthy))
-	mux.Handle("GET /readyz", probe(s.Ready))
-	return mux
+	for _, mux := range []*http.ServeMux{all, health} {
+		mux.Handle("GET /healthz", probe(s.Healthy))
+		mux.Handle("GET /readyz", probe(s.Ready))
+	}
+	var wg sync.WaitGroup
+	for _, e := range []*endpoint{
+		{what: "metrics", address: s.Address, webConfigFile: s.WebConfigFile, handler: all, log: s.Log},
+		{what: "health", address: s.HealthAddress, handler: health, log: s.Log},
+	} {
+		if e.address != "" {
+			wg.Go(func() { e.run(ctx) })
+		}
+	}
+	wg.Wait()
 }
 
 func probe(check func() error) http.HandlerFunc {

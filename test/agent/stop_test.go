@@ -150,6 +150,25 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
+// A cleanup beside a running agent would be undone by it. It must not leave the node open for a moment either.
+func TestCleanupBesideAnAgent(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	v := variants[0]
+	a := n.startReady()
+	eventually(t, "the agent has marked that it runs", func() bool {
+		return strings.Contains(n.sh("ls /run/imds-guard 2>/dev/null || true"), "interface-patterns")
+	})
+	if code, stdout, stderr := n.guard("cleanup"); code != 1 || stdout != "" || !strings.Contains(stderr, "an agent runs on this node") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+	n.mustBeBlocked(v)
+	a.kill() // not even asked: the kernel gives its lock back
+	if code, stdout, stderr := n.guard("cleanup"); code != 0 || !strings.Contains(stdout, "removed ") {
+		t.Errorf("after its end: exit %d: %s%s", code, stdout, stderr)
+	}
+}
+
 // cleanup on a node that never saw the agent changes nothing, and loads no legacy table.
 func TestCleanupOfNothing(t *testing.T) {
 	t.Parallel()

@@ -24,6 +24,8 @@ func TestBadInput(t *testing.T) {
 		}
 		return path
 	}
+	kubeconfig := file("good.conf", "clusters: [{name: c, cluster: {server: https://127.0.0.1:1}}]\n"+
+		"contexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n")
 	unchanged := "nft list ruleset; cat /proc/net/ip_tables_names /proc/net/ip6_tables_names; ls -A /run"
 	before := n.sh("%s", unchanged)
 	for _, c := range []struct {
@@ -44,12 +46,21 @@ func TestBadInput(t *testing.T) {
 		{"run --resync-period soon", "--resync-period"},
 		{"run --metrics-bind-address 9169", "--metrics-bind-address: address 9169: missing port in address; use host:port"},
 		{"run --metrics-bind-address :http-ish", "--metrics-bind-address"},
-		{"run --kubernetes on", "--kubernetes: \"on\" is not supported by this version; use off"},
+		{"run --kubernetes yes", "--kubernetes: \"yes\" is none; use auto, on or off"},
+		{"run --kubernetes on --node-name n", "--kubernetes: on needs a cluster, and this is no pod; give --kubeconfig, or use off"},
+		{"run --kubernetes on --kubeconfig " + kubeconfig, "--node-name: on needs it; give it, or set NODE_NAME"},
+		{"run --kubeconfig /does/not/exist", "--kubeconfig: reading /does/not/exist"},
+		{"run --kubeconfig " + file("broken.conf", "clusters: {}\n"), "--kubeconfig: reading"},
+		{"run --node-name Node_1", "--node-name: \"Node_1\" (or NODE_NAME) is no name of a node"},
+		{"run --health-bind-address 9168", "--health-bind-address: address 9168: missing port in address; use host:port"},
+		{"run --health-bind-address :9169", "--health-bind-address: :9169 is the address of the metrics"},
+		{"run --web-config-file /does/not/exist", "--web-config-file: reading /does/not/exist"},
+		{"run --web-config-file " + file("web.yml", "basic_auth: {}\n"), "--web-config-file: reading"},
 		{"run --log-level loud", "--log-level: \"loud\" is none; use debug, info, warn or error"},
 		{"run --log-format xml", "--log-format: \"xml\" is none; use text or json"},
 		{"run --config /does/not/exist", "--config: reading the file: open /does/not/exist: no such file"},
 		{"run --config " + dir, "--config: reading the file"},
-		{"run --config " + file("unknown.yaml", "verdict: drop\ninterfaces: [eni+]\n"), "unknown.yaml:2: \"interfaces\" is no setting; use backend, interface"},
+		{"run --config " + file("unknown.yaml", "verdict: drop\ninterfaces: [eni+]\n"), "unknown.yaml:2: \"interfaces\" is no setting; use backend, health-bind-address, interface"},
 		{"run --config " + file("twice.yaml", "verdict: drop\nverdict: reject\n"), "twice.yaml"},
 		{"run --config " + file("two.yaml", "verdict: drop\n---\nverdict: reject\n"), "two.yaml: there is something behind the first document"},
 		{"run --config " + file("nested.yaml", "interface: {eni: 1}\n"), "nested.yaml:1: interface: write a value, or a list of values"},

@@ -1,0 +1,129 @@
+// One listener: its limits, its TLS and passwords, and that it comes back.
+package metrics
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/net/netutil"
+)
+
+const (
+	// retryPause is the time between two attempts to serve, and between two looks at the web configuration.
+	retryPause = 5 * time.Second
+	// The port is open to every pod. None may hold so many connections, or so long, that the agent runs out of memory and
+	// is killed: idle ones and slow readers are bounded.
+	maxConnections = 64
+	ioTimeout      = 10 * time.Second
+)
+
+// endpoint is one address.
+type endpoint struct {
+	what, address string // what is for the log
+	webConfigFile string // empty: plain HTTP
+	handler       http.Handler
+	log           *slog.Logger
+}
+
+// run serves until ctx ends, again and again. Every trouble is logged once, when it begins.
+func (e *endpoint) run(ctx context.Context) {
+	reported := false
+	serving := func(address net.Addr) {
+		e.log.Info("serving "+e.what, "address", address.String())
+		reported = false
+	}
+	for ctx.Err() == nil {
+		err := e.serve(ctx, serving)
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		if !reported {
+			e.log.Error("serving "+e.what+" failed; trying again, the rules are not affected",
+				"address", e.address, "error", err)
+			reported = true
+		}
+		sleep(ctx, retryPause)
+	}
+}
+
+// serve returns nil when ctx has ended, and when the web configuration has changed and is to be used.
+func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
+	config, err := readWebConfig(e.webConfigFile)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", e.address)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	serving(listener.Addr())
+
+	server := &http.Server{
+		Handler: e.handler, MaxHeaderBytes: 16 << 10,
+		ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, IdleTimeout: ioTimeout,
+		// HTTP/2 would carry hundreds of requests on each of the connections that are counted.
+		Protocols: new(http.Protocols),
+		// Handshakes that fail: any pod could fill the log with them.
+		ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
+	}
+	server.Protocols.SetHTTP1(true)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	if e.webConfigFile != "" {
+		go e.awaitChange(ctx, config, stop)
+	}
+	// The toolkit logs what is logged here already, and a broken file at every request.
+	err = web.Serve(netutil.LimitListener(listener, maxConnections), server,
+		&web.FlagConfig{WebConfigFile: &e.webConfigFile}, slog.New(slog.DiscardHandler))
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// awaitChange calls changed when the web configuration is another, or can't be used any more. The toolkit reads certificates
+// and passwords anew by itself, but not whether there is TLS: a server that began without would go on without, and take
+// the passwords of a file that has TLS now in clear text.
+func (e *endpoint) awaitChange(ctx context.Context, config []byte, changed func()) {
+	for sleep(ctx, retryPause) {
+		if now, err := readWebConfig(e.webConfigFile); err != nil || !bytes.Equal(now, config) {
+			changed()
+			return
+		}
+	}
+}
+
+// readWebConfig returns the text of a file that can be used, with the certificates that it names.
+func readWebConfig(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = web.Validate(file)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the web configuration %s: %w", file, err)
+	}
+	return text, nil
+}
+
+// sleep tells whether ctx is still there after d.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
