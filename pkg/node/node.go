@@ -34,8 +34,8 @@ const (
 	// The pause after a failure doubles from minRetry to maxRetry.
 	minRetry = time.Second
 	maxRetry = 2 * time.Minute
-	// maxConflicts bounds how often one attempt starts over because somebody else has changed the taints meanwhile.
-	maxConflicts = 5
+	// maxAttempts bounds how often the taint is removed at a stretch, if somebody changes the taints meanwhile or puts it back.
+	maxAttempts = 5
 	// leaveTimeout is for the last request: the pod's grace period is short.
 	leaveTimeout = 2 * time.Second
 )
@@ -130,8 +130,7 @@ func (r *Reporter) step(ctx context.Context) time.Duration {
 
 // sync makes the Node say what is known, and returns when to look again.
 func (r *Reporter) sync(ctx context.Context) (time.Duration, error) {
-	conflicts := 0
-	for {
+	for attempts := 1; ; {
 		if r.node == nil {
 			if err := r.read(ctx); err != nil {
 				return 0, err
@@ -139,13 +138,12 @@ func (r *Reporter) sync(ctx context.Context) (time.Duration, error) {
 		}
 		known := r.known()
 		if known.Protected && tainted(r.node) {
-			switch err := r.removeTaint(ctx); {
-			case err == nil:
-			case conflict(err) && conflicts < maxConflicts:
-				conflicts++
-			default:
+			if err := r.removeTaint(ctx); err != nil && (!conflict(err) || attempts == maxAttempts) {
 				return 0, err
+			} else if attempts == maxAttempts {
+				return 0, fmt.Errorf("removing the taint %s from the node: somebody puts it back at once", TaintKey)
 			}
+			attempts++
 			continue
 		}
 		now := time.Now()

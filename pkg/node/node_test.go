@@ -28,6 +28,8 @@ type fakeAPI struct {
 	node          corev1.Node
 	gets, patches int
 	failing       error
+	// sticky: somebody adds our taint to every Node that is written.
+	sticky bool
 	// meanwhile is called before a patch is applied: somebody else is quicker.
 	meanwhile func(*corev1.Node)
 }
@@ -74,6 +76,9 @@ func (f *fakeAPI) Patch(_ context.Context, kind types.PatchType, patch []byte, s
 		node.Spec = f.node.Spec // as the API server does for the subresource status
 	} else {
 		node.Status = f.node.Status
+	}
+	if f.sticky && !tainted(&node) {
+		node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: TaintKey})
 	}
 	f.node = node
 	return node.DeepCopy(), nil
@@ -209,7 +214,7 @@ func TestConflictsAreBounded(t *testing.T) {
 		})
 		before := w.requests()
 		w.say(good)
-		if n := w.requests() - before; n > 2*(maxConflicts+1) {
+		if n := w.requests() - before; n > 2*maxAttempts+1 {
 			t.Errorf("%d requests in one attempt", n)
 		}
 		w.set(func(f *fakeAPI) { f.meanwhile = nil })
@@ -217,6 +222,21 @@ func TestConflictsAreBounded(t *testing.T) {
 		synctest.Wait()
 		if got := w.taints(); got == "" || strings.Contains(got, TaintKey) {
 			t.Errorf("taints: %s", got)
+		}
+	})
+}
+
+// The same for one that puts our taint back with every patch.
+func TestTaintThatComesBackAtOnce(t *testing.T) {
+	inBubble(t, nodeWith(TaintKey), bad, func(t *testing.T, w *world) {
+		w.set(func(f *fakeAPI) { f.sticky = true })
+		before := w.requests()
+		w.say(good)
+		if n := w.requests() - before; n > maxAttempts {
+			t.Errorf("%d requests at a stretch", n)
+		}
+		if !strings.Contains(w.log.String(), "puts it back at once") {
+			t.Errorf("log: %s", &w.log)
 		}
 	})
 }
