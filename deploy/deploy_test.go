@@ -1,11 +1,14 @@
-// Package deploy_test holds the manifests and the Dockerfile to what users and
+// Package deploy_test holds the manifests, the chart and the Dockerfile to what users and
 // the rest of the project rely on.
 package deploy_test
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -17,111 +20,162 @@ import (
 type check struct{ path, want string }
 
 const (
-	namespace = "Namespace metadata "
-	daemonSet = "DaemonSet "
-	template  = "DaemonSet spec template "
+	daemonSet = "DaemonSet/imds-guard "
+	template  = daemonSet + "spec template "
 	pod       = template + "spec "
+	agent     = pod + "containers imds-guard "
+
+	cleanupSet = "DaemonSet/imds-guard-cleanup "
+	cleanupPod = cleanupSet + "spec template spec "
+)
+
+// The security contexts of the container that edits the node's iptables.
+const (
+	privileged = `{"privileged":true,"readOnlyRootFilesystem":true}`
+	hardened   = `{"allowPrivilegeEscalation":false,"capabilities":{"add":["NET_ADMIN","NET_RAW"],"drop":["ALL"]},` +
+		`"privileged":false,"readOnlyRootFilesystem":true,"seccompProfile":{"type":"RuntimeDefault"}}`
 )
 
 // editsNode is what holds for both DaemonSets and their container that edits
 // the node's iptables.
-func editsNode(name, container string) []check {
-	c := pod + container + " "
+func editsNode(set, name, container, securityContext string) []check {
+	const ns = "Namespace/imds-guard metadata labels pod-security.kubernetes.io/"
+	p := set + "spec template spec "
+	c := p + container + " "
 	label := `{"app.kubernetes.io/name":"` + name + `"}`
+	modulesMount := `{"mountPath":"/lib/modules","name":"lib-modules","readOnly":true},`
+	modules := `{"path":"/lib/modules"}`
+	if securityContext == hardened {
+		modulesMount, modules = "", "null" // nobody could load them
+	}
 	return []check{
-		{namespace + "name", `"imds-guard"`},
-		{namespace + "labels pod-security.kubernetes.io/enforce", `"privileged"`},
-		{namespace + "labels pod-security.kubernetes.io/audit", `"privileged"`},
-		{namespace + "labels pod-security.kubernetes.io/warn", `"privileged"`},
+		{ns + "enforce", `"privileged"`},
+		{ns + "audit", `"privileged"`},
+		{ns + "warn", `"privileged"`},
 
-		{daemonSet + "metadata name", `"` + name + `"`},
-		{daemonSet + "metadata namespace", `"imds-guard"`},
-		{daemonSet + "spec selector matchLabels", label},
-		{template + "metadata labels", label},
+		{set + "metadata namespace", `"imds-guard"`},
+		{set + "metadata annotations", `null`}, // no Helm hook
+		{set + "spec selector matchLabels", label},
+		{set + "spec template metadata labels", label},
 
-		{pod + "hostNetwork", `true`},
-		{pod + "hostPID", `null`},
-		{pod + "hostIPC", `null`},
-		{pod + "priorityClassName", `"system-node-critical"`},
-		{pod + "tolerations", `[{"operator":"Exists"}]`},
-		{pod + "nodeSelector", `{"kubernetes.io/os":"linux"}`},
-		{pod + "affinity nodeAffinity requiredDuringSchedulingIgnoredDuringExecution nodeSelectorTerms",
+		{p + "hostNetwork", `true`},
+		{p + "hostPID", `null`},
+		{p + "hostIPC", `null`},
+		{p + "priorityClassName", `"system-node-critical"`},
+		{p + "tolerations", `[{"operator":"Exists"}]`},
+		{p + "nodeSelector", `{"kubernetes.io/os":"linux"}`},
+		{p + "affinity nodeAffinity requiredDuringSchedulingIgnoredDuringExecution nodeSelectorTerms",
 			`[{"matchExpressions":[{"key":"eks.amazonaws.com/compute-type","operator":"NotIn","values":["fargate"]}]}]`},
-		{pod + "volumes xtables-lock hostPath", `{"path":"/run/xtables.lock","type":"FileOrCreate"}`},
-		{pod + "volumes lib-modules hostPath", `{"path":"/lib/modules"}`},
-		{pod + "volumes state hostPath", `{"path":"/run/imds-guard","type":"DirectoryOrCreate"}`},
+		{p + "volumes xtables-lock hostPath", `{"path":"/run/xtables.lock","type":"FileOrCreate"}`},
+		{p + "volumes lib-modules hostPath", modules},
+		{p + "volumes state hostPath", `{"path":"/run/imds-guard","type":"DirectoryOrCreate"}`},
 
 		{c + "image", `"ghcr.io/imds-guard/imds-guard:v0.1.0"`},
 		{c + "command", `null`}, // the image's entrypoint
-		{c + "securityContext", `{"privileged":true,"readOnlyRootFilesystem":true}`},
-		{c + "volumeMounts", `[{"mountPath":"/run/xtables.lock","name":"xtables-lock"},` +
-			`{"mountPath":"/lib/modules","name":"lib-modules","readOnly":true},` +
+		{c + "securityContext", securityContext},
+		{c + "volumeMounts", `[{"mountPath":"/run/xtables.lock","name":"xtables-lock"},` + modulesMount +
 			`{"mountPath":"/run/imds-guard","name":"state"}]`},
 		{c + "resources", `{"limits":{"memory":"128Mi"},"requests":{"cpu":"10m","memory":"32Mi"}}`},
 	}
 }
 
+// agentChecks is what holds for the agent, hardened or not.
+func agentChecks(securityContext string) []check {
+	const byAgent = `"request.userInfo.username == 'system:serviceaccount:imds-guard:imds-guard'"`
+	subject := `[{"kind":"ServiceAccount","name":"imds-guard","namespace":"imds-guard"}]`
+	return append(editsNode(daemonSet, "imds-guard", "containers imds-guard", securityContext), []check{
+		// A token for the agent's pod and for no other.
+		{"ServiceAccount/imds-guard metadata namespace", `"imds-guard"`},
+		{"ServiceAccount/imds-guard automountServiceAccountToken", `false`},
+		{pod + "serviceAccountName", `"imds-guard"`},
+		{pod + "automountServiceAccountToken", `true`},
+		{agent + "env", `[{"name":"NODE_NAME","valueFrom":{"fieldRef":{"fieldPath":"spec.nodeName"}}}]`},
+
+		// Exactly what pkg/node uses.
+		{"ClusterRole/imds-guard rules", `[{"apiGroups":[""],"resources":["nodes"],"verbs":["get","patch"]},` +
+			`{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]}]`},
+		{"ClusterRoleBinding/imds-guard roleRef",
+			`{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":"imds-guard"}`},
+		{"ClusterRoleBinding/imds-guard subjects", subject},
+		{"Role/imds-guard metadata namespace", `"default"`},
+		{"Role/imds-guard rules", `[{"apiGroups":[""],"resources":["events"],"verbs":["create","patch"]}]`},
+		{"RoleBinding/imds-guard metadata namespace", `"default"`},
+		{"RoleBinding/imds-guard roleRef", `{"apiGroup":"rbac.authorization.k8s.io","kind":"Role","name":"imds-guard"}`},
+		{"RoleBinding/imds-guard subjects", subject},
+
+		{policy + "failurePolicy", `"Fail"`},
+		{policy + "matchConstraints resourceRules", `[{"apiGroups":[""],"apiVersions":["v1"],` +
+			`"operations":["CREATE","UPDATE","DELETE"],"resources":["nodes","nodes/status"]}]`},
+		{policy + "matchConditions 0 expression", byAgent},
+		{"ValidatingAdmissionPolicyBinding/imds-guard spec", `{"policyName":"imds-guard","validationActions":["Deny"]}`},
+		{eventsPolicy + "failurePolicy", `"Fail"`},
+		{eventsPolicy + "matchConstraints resourceRules", `[{"apiGroups":[""],"apiVersions":["v1"],` +
+			`"operations":["CREATE","UPDATE","DELETE"],"resources":["events"]}]`},
+		{eventsPolicy + "matchConditions 0 expression", byAgent},
+		{"ValidatingAdmissionPolicyBinding/imds-guard-events spec",
+			`{"policyName":"imds-guard-events","validationActions":["Deny"]}`},
+
+		{daemonSet + "spec updateStrategy", `{"rollingUpdate":{"maxUnavailable":1},"type":"RollingUpdate"}`},
+		{agent + "args", `["run","--interface=eni+"]`},
+		{agent + "ports", `[{"containerPort":9169,"name":"metrics","protocol":"TCP"}]`},
+		{agent + "startupProbe httpGet", `{"path":"/healthz","port":"metrics"}`},
+		{agent + "livenessProbe httpGet", `{"path":"/healthz","port":"metrics"}`},
+		{agent + "readinessProbe httpGet", `{"path":"/readyz","port":"metrics"}`},
+		{template + "metadata annotations prometheus.io/port", `"9169"`},
+	}...)
+}
+
+const (
+	policy       = "ValidatingAdmissionPolicy/imds-guard spec "
+	eventsPolicy = "ValidatingAdmissionPolicy/imds-guard-events spec "
+)
+
 func TestManifests(t *testing.T) {
-	const (
-		agent = pod + "containers imds-guard "
-		undo  = pod + "initContainers cleanup "
-		idle  = pod + "containers pause "
-	)
+	agentKinds := []string{
+		"Namespace/imds-guard", "ServiceAccount/imds-guard", "ClusterRole/imds-guard", "ClusterRoleBinding/imds-guard",
+		"Role/imds-guard", "RoleBinding/imds-guard", "DaemonSet/imds-guard",
+		"ValidatingAdmissionPolicy/imds-guard", "ValidatingAdmissionPolicyBinding/imds-guard",
+		"ValidatingAdmissionPolicy/imds-guard-events", "ValidatingAdmissionPolicyBinding/imds-guard-events",
+	}
 	tests := []struct {
 		file   string
-		kinds  []string // no more: above all no Role and no ClusterRole
+		kinds  []string // no more: above all no other role
 		checks []check
 	}{
+		{"daemonset.yaml", agentKinds, agentChecks(privileged)},
+		{"daemonset-hardened.yaml", agentKinds, agentChecks(hardened)},
 		{
-			file:  "daemonset.yaml",
-			kinds: []string{"Namespace", "ServiceAccount", "DaemonSet"},
-			checks: append(editsNode("imds-guard", "containers imds-guard"), []check{
-				{"ServiceAccount metadata name", `"imds-guard"`},
-				{"ServiceAccount metadata namespace", `"imds-guard"`},
-				{"ServiceAccount automountServiceAccountToken", `false`},
-				{pod + "serviceAccountName", `"imds-guard"`},
-				{pod + "automountServiceAccountToken", `null`}, // true would win over the ServiceAccount's
-				{daemonSet + "spec updateStrategy", `{"rollingUpdate":{"maxUnavailable":1},"type":"RollingUpdate"}`},
-				{agent + "args", `["run","--interface=eni+","--kubernetes=off","--log-format=json"]`},
-				{agent + "ports", `[{"containerPort":9169,"name":"metrics","protocol":"TCP"}]`},
-				{agent + "startupProbe httpGet", `{"path":"/healthz","port":"metrics"}`},
-				{agent + "livenessProbe httpGet", `{"path":"/healthz","port":"metrics"}`},
-				{agent + "readinessProbe httpGet", `{"path":"/readyz","port":"metrics"}`},
-				{template + "metadata annotations prometheus.io/port", `"9169"`},
+			file:  "cleanup.yaml",
+			kinds: []string{"Namespace/imds-guard", "DaemonSet/imds-guard-cleanup"},
+			checks: append(editsNode(cleanupSet, "imds-guard-cleanup", "initContainers cleanup", privileged), []check{
+				{cleanupPod + "automountServiceAccountToken", `false`},
+				{cleanupPod + "initContainers cleanup args", `["cleanup"]`},
+				{cleanupPod + "containers pause image", `"ghcr.io/imds-guard/imds-guard:v0.1.0"`},
+				{cleanupPod + "containers pause args", `["pause"]`},
+				{cleanupPod + "containers pause securityContext", `{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]},` +
+					`"readOnlyRootFilesystem":true,"runAsNonRoot":true,"runAsUser":65535,"seccompProfile":{"type":"RuntimeDefault"}}`},
+				{cleanupPod + "containers pause volumeMounts", `null`},
 			}...),
 		},
 		{
-			file:  "cleanup.yaml",
-			kinds: []string{"Namespace", "DaemonSet"},
-			checks: append(editsNode("imds-guard-cleanup", "initContainers cleanup"), []check{
-				{pod + "automountServiceAccountToken", `false`},
-				{undo + "args", `["cleanup"]`},
-				{idle + "securityContext privileged", `null`},
-				{idle + "securityContext runAsNonRoot", `true`},
-				{idle + "volumeMounts", `null`},
-			}...),
+			file:  "monitoring.yaml",
+			kinds: []string{"PodMonitor/imds-guard", "PrometheusRule/imds-guard", "ConfigMap/imds-guard-dashboard"},
+			checks: []check{
+				{"PodMonitor/imds-guard spec selector matchLabels", `{"app.kubernetes.io/name":"imds-guard"}`},
+				{"PodMonitor/imds-guard spec podMetricsEndpoints 0 port", `"metrics"`},
+				{"ConfigMap/imds-guard-dashboard metadata labels grafana_dashboard", `"1"`},
+			},
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.file, func(t *testing.T) {
-			docs := read(t, tt.file)
-			for _, kind := range tt.kinds {
-				if docs[kind] == nil {
-					t.Errorf("no %s", kind)
-				}
+			data, err := os.ReadFile(tt.file)
+			if err != nil {
+				t.Fatal(err)
 			}
-			if len(docs) != len(tt.kinds) {
-				t.Errorf("%d documents, want %d: %v", len(docs), len(tt.kinds), tt.kinds)
-			}
-			for _, c := range tt.checks {
-				got, err := json.Marshal(at(docs, c.path))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if string(got) != c.want {
-					t.Errorf("%s\n got %s\nwant %s", c.path, got, c.want)
-				}
-			}
+			docs := parse(t, string(data))
+			docs.kinds(t, tt.kinds...)
+			docs.check(t, tt.checks)
 		})
 	}
 }
@@ -143,31 +197,53 @@ func TestDockerfileExecForm(t *testing.T) {
 	}
 }
 
-// read returns the documents of a manifest by kind.
-func read(t *testing.T, file string) map[string]any {
+// documents are those of a manifest, by kind and name joined by a slash.
+type documents map[string]any
+
+func parse(t *testing.T, manifest string) documents {
 	t.Helper()
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	docs := map[string]any{}
-	for i, text := range regexp.MustCompile(`(?m)^---$`).Split(string(data), -1) {
+	docs := documents{}
+	for i, text := range regexp.MustCompile(`(?m)^---$`).Split(strings.TrimPrefix(manifest, "---\n"), -1) {
 		var doc map[string]any
 		// Strict: a key given twice is a mistake that YAML would let pass.
 		if err := yaml.UnmarshalStrict([]byte(text), &doc); err != nil {
-			t.Fatalf("parsing document %d of %s: %v", i+1, file, err)
+			t.Fatalf("parsing document %d: %v\n%s", i+1, err, text)
 		}
 		kind, _ := doc["kind"].(string)
-		if docs[kind] != nil {
-			t.Fatalf("%s has two documents of kind %q", file, kind)
+		name, _ := at(doc, "metadata name").(string)
+		if key := kind + "/" + name; docs[key] != nil {
+			t.Fatalf("two documents are %s", key)
 		}
-		docs[kind] = doc
+		docs[kind+"/"+name] = doc
 	}
 	return docs
 }
 
+// kinds says that there are these documents and no other.
+func (d documents) kinds(t *testing.T, want ...string) {
+	t.Helper()
+	got := slices.Sorted(maps.Keys(d))
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("documents\n got %v\nwant %v", got, want)
+	}
+}
+
+func (d documents) check(t *testing.T, checks []check) {
+	t.Helper()
+	for _, c := range checks {
+		got, err := json.Marshal(at(map[string]any(d), c.path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != c.want {
+			t.Errorf("%s\n got %s\nwant %s", c.path, got, c.want)
+		}
+	}
+}
+
 // at follows a path of keys, separated by blanks because labels have dots and
-// slashes in them. In a list the key is an element's name. What is
+// slashes in them. In a list the key is an element's name, or its number. What is
 // not there is nil.
 func at(v any, path string) any {
 	for _, key := range strings.Fields(path) {
@@ -184,6 +260,9 @@ func at(v any, path string) any {
 }
 
 func element(list []any, key string) any {
+	if i, err := strconv.Atoi(key); err == nil && i < len(list) {
+		return list[i]
+	}
 	for _, e := range list {
 		if m, ok := e.(map[string]any); ok && m["name"] == key {
 			return m

@@ -1,0 +1,93 @@
+{{/* What the pods of the agent and of the cleanup have in common: both edit the node's iptables. */}}
+
+{{- define "imds-guard.placement" -}}
+# The rules belong into the node's network namespace, not into the pod's.
+hostNetwork: true
+{{- with .Values.priorityClassName }}
+# Scheduled ahead of other pods and evicted after them: without the agent
+# nobody puts a lost rule back. Allowed in every namespace.
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.tolerations }}
+# Pods reach the metadata service from tainted and from not yet ready nodes
+# as well.
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+# Fargate nodes run no DaemonSets. Their taint would say so, but is tolerated
+# above: pods would stay Pending for ever.
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "imds-guard.securityContext" -}}
+{{- if .Values.hardened -}}
+# Rules need NET_ADMIN; the sockets by which iptables-legacy reads and writes
+# its tables, NET_RAW. Without `privileged`, a host where SELinux confines
+# containers (Bottlerocket, RHEL) denies the node's files mounted below; and
+# without SYS_MODULE and /lib/modules, iptables-legacy works only where ip_tables
+# and ip6_tables are loaded already.
+privileged: false
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+  add: [NET_ADMIN, NET_RAW]
+seccompProfile:
+  type: RuntimeDefault
+{{- else -}}
+# Rules need NET_ADMIN and NET_RAW, the kernel modules of
+# iptables-legacy SYS_MODULE; and where SELinux confines containers,
+# only a privileged one may write the node's files mounted below.
+privileged: true
+{{- end }}
+# It writes nothing but the mounts below.
+readOnlyRootFilesystem: true
+{{- end }}
+
+{{- define "imds-guard.volumeMounts" -}}
+- name: xtables-lock
+  mountPath: /run/xtables.lock
+{{- if not .Values.hardened }}
+- name: lib-modules
+  mountPath: /lib/modules
+  readOnly: true
+{{- end }}
+- name: state
+  mountPath: /run/imds-guard
+{{- end }}
+
+{{- define "imds-guard.volumes" -}}
+# The lock that every iptables on the node takes (kube-proxy, CNI). Each
+# on a lock of its own, they would overwrite each other's changes.
+# FileOrCreate: were it missing, a directory would be made in its place,
+# and iptables would fail on the whole node.
+- name: xtables-lock
+  hostPath:
+    path: /run/xtables.lock
+    type: FileOrCreate
+{{- if not .Values.hardened }}
+# For modprobe: iptables-legacy loads ip_tables or ip6_tables where nobody
+# has used them yet.
+- name: lib-modules
+  hostPath:
+    path: /lib/modules
+{{- end }}
+# The record of what was installed, so that `imds-guard cleanup` can undo
+# all of it, also what was installed with other flags; and the lock by which
+# it knows that an agent still runs. Like the rules themselves, /run does not
+# outlive a reboot.
+- name: state
+  hostPath:
+    path: /run/imds-guard
+    type: DirectoryOrCreate
+{{- end }}

@@ -1,0 +1,439 @@
+// The chart: what it renders is what the plain manifests say, its values are the program's flags, and a wrong value is
+// refused by its name.
+package deploy_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+
+	"github.com/imds-guard/imds-guard/pkg/config"
+)
+
+const chart = "chart/imds-guard"
+
+// buildHelm makes bin/helm, if it is not there, and returns its path.
+var buildHelm = sync.OnceValues(func() (string, error) {
+	if out, err := exec.Command("make", "--silent", "--directory=..", "bin/helm").CombinedOutput(); err != nil {
+		return "", errors.New(err.Error() + ": " + string(out))
+	}
+	return filepath.Abs("../bin/helm")
+})
+
+func helm(t *testing.T) string {
+	t.Helper()
+	path, err := buildHelm()
+	if err != nil {
+		t.Fatalf("building helm: %v", err)
+	}
+	return path
+}
+
+// render returns what the chart makes of values given as to `helm --set`.
+func render(t *testing.T, values ...string) (manifest, stderr string, err error) {
+	t.Helper()
+	args := []string{"template", "imds-guard", chart, "--namespace=imds-guard"}
+	for _, v := range values {
+		args = append(args, "--set="+v)
+	}
+	var out, errs bytes.Buffer
+	cmd := exec.Command(helm(t), args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
+}
+
+func mustRender(t *testing.T, values ...string) documents {
+	t.Helper()
+	manifest, stderr, err := render(t, values...)
+	if err != nil {
+		t.Fatalf("rendering with %v: %v: %s", values, err, stderr)
+	}
+	return parse(t, manifest)
+}
+
+func TestPlainManifestsAreRendered(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("./render", helm(t), dir).CombinedOutput(); err != nil {
+		t.Fatalf("rendering: %v: %s", err, out)
+	}
+	rendered, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := filepath.Glob("*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rendered) != len(plain) {
+		t.Errorf("rendered %v, and there are %v", rendered, plain)
+	}
+	for _, file := range rendered {
+		want, err := os.ReadFile(filepath.Join(dir, file.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(file.Name()); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s is not what the chart renders: run `make manifests` (%v)", file.Name(), err)
+		}
+	}
+}
+
+func TestChartLint(t *testing.T) {
+	if out, err := exec.Command(helm(t), "lint", "--strict", chart).CombinedOutput(); err != nil {
+		t.Errorf("helm lint: %v\n%s", err, out)
+	}
+}
+
+// valueOf is where a flag's value is in the chart: under agent, by the flag's name in camel case, unless said otherwise.
+var valueOf = map[string]string{
+	"web-config-file": "webConfig.secretName",
+	// Decided by the manifest alone.
+	"node-name":  "",
+	"kubeconfig": "",
+	"config":     "", // the same settings once more
+}
+
+// chartOwn are defaults of values that are not the flag's own default, because the program finds out what the chart knows.
+var chartOwn = map[string]string{"log-format": "json"}
+
+// A flag that equals its default is left out of the manifest: so the chart's default has to be the program's.
+func TestEveryFlagHasAValue(t *testing.T) {
+	data, err := os.ReadFile(chart + "/values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values struct{ Agent map[string]any }
+	if err := yaml.Unmarshal(data, &values); err != nil {
+		t.Fatal(err)
+	}
+	var known []string
+	runFlags().VisitAll(func(f *pflag.Flag) {
+		if _, special := valueOf[f.Name]; special {
+			return
+		}
+		name := camelCase(f.Name)
+		known = append(known, name)
+		value, there := values.Agent[name]
+		if !there {
+			t.Errorf("--%s has no value agent.%s", f.Name, name)
+			return
+		}
+		want, own := chartOwn[f.Name]
+		if !own {
+			want = strings.Trim(f.DefValue, "[]")
+		}
+		if got := text(value); got != want {
+			t.Errorf("agent.%s is %q by default, and --%s %q", name, got, f.Name, want)
+		}
+	})
+	for name := range values.Agent {
+		if !slices.Contains(known, name) {
+			t.Errorf("agent.%s is no flag", name)
+		}
+	}
+}
+
+func runFlags() *pflag.FlagSet {
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	config.NewOptions().AddTo(flags)
+	return flags
+}
+
+func camelCase(flag string) string {
+	words := strings.Split(flag, "-")
+	for i, w := range words[1:] {
+		words[i+1] = strings.ToUpper(w[:1]) + w[1:]
+	}
+	return strings.Join(words, "")
+}
+
+// text is a value as it would be given to a flag.
+func text(value any) string {
+	list, isList := value.([]any)
+	if !isList {
+		list = []any{value}
+	}
+	var words []string
+	for _, v := range list {
+		s, _ := v.(string)
+		words = append(words, s)
+	}
+	return strings.Join(words, ",")
+}
+
+// What the values become, and that the program takes it.
+func TestValues(t *testing.T) {
+	probes := func(port, host string) (checks []check) {
+		paths := map[string]string{"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+		for probe, path := range paths {
+			want := `{"path":"` + path + `","port":"` + port + `"}`
+			if host != "" {
+				want = `{"host":"` + host + `",` + want[1:]
+			}
+			checks = append(checks, check{agent + probe + " httpGet", want})
+		}
+		return checks
+	}
+	args := func(more string) check { return check{agent + "args", `["run","--interface=eni+"` + more + `]`} }
+	annotations := template + "metadata annotations"
+	hostIP := agent + "env HOST_IP valueFrom fieldRef fieldPath"
+
+	tests := []struct {
+		name   string
+		values []string
+		checks []check
+	}{
+		{
+			"every flag", []string{
+				"agent.interface={eni+,vlan+}", "agent.backend=nft", "agent.verdict=reject", "agent.resyncPeriod=1m30s",
+				"agent.kubernetes=on", "agent.metricsBindAddress=:9999", "agent.healthBindAddress=127.0.0.1:9998",
+				"webConfig.secretName=web", "agent.logLevel=debug", "agent.logFormat=text",
+			},
+			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--backend=nft","--verdict=reject","--resync-period=1m30s",` +
+				`"--kubernetes=on","--metrics-bind-address=:9999","--health-bind-address=127.0.0.1:9998",` +
+				`"--web-config-file=/etc/imds-guard/web/web-config.yml","--log-level=debug","--log-format=text"]`}},
+		},
+		{"unquoted on", []string{"agent.kubernetes=true"}, []check{args(`,"--kubernetes=on"`)}},
+		{
+			"metrics on the node alone", []string{"agent.metricsBindAddress=127.0.0.1:9200"},
+			append(probes("metrics", "127.0.0.1"), args(`,"--metrics-bind-address=127.0.0.1:9200"`),
+				check{agent + "ports metrics containerPort", `9200`}, check{annotations, `null`}),
+		},
+		{
+			"metrics on the node alone, IPv6", []string{"agent.metricsBindAddress=[::1]:9169"},
+			append(probes("metrics", "::1"), args(`,"--metrics-bind-address=[::1]:9169"`), check{annotations, `null`}),
+		},
+		{
+			"metrics on the node's address", []string{"agent.metricsBindAddress=$(HOST_IP):9169"},
+			append(probes("metrics", ""), args(`,"--metrics-bind-address=$(HOST_IP):9169"`), check{hostIP, `"status.hostIP"`}),
+		},
+		{
+			"metrics on the node's IPv6 address", []string{"agent.metricsBindAddress=[$(HOST_IP)]:9169"},
+			append(probes("metrics", ""), args(`,"--metrics-bind-address=[$(HOST_IP)]:9169"`), check{hostIP, `"status.hostIP"`}),
+		},
+		{
+			"no metrics", []string{"agent.metricsBindAddress=off", "agent.healthBindAddress=127.0.0.1:9168"},
+			append(probes("health", "127.0.0.1"), args(`,"--metrics-bind-address=off","--health-bind-address=127.0.0.1:9168"`),
+				check{agent + "ports", `[{"containerPort":9168,"name":"health","protocol":"TCP"}]`}, check{annotations, `null`}),
+		},
+		{
+			"web configuration", []string{"webConfig.secretName=web", "webConfig.file=w.yml", "podMonitor.enabled=true"},
+			append(probes("health", "127.0.0.1"),
+				args(`,"--health-bind-address=127.0.0.1:9168","--web-config-file=/etc/imds-guard/web/w.yml"`),
+				check{agent + "volumeMounts web-config", `{"mountPath":"/etc/imds-guard/web","name":"web-config","readOnly":true}`},
+				check{pod + "volumes web-config secret", `{"secretName":"web"}`},
+				check{annotations + " prometheus.io/scheme", `"https"`},
+				check{"PodMonitor/imds-guard spec podMetricsEndpoints 0 scheme", `"https"`}),
+		},
+		{
+			"web configuration without TLS", []string{"webConfig.secretName=web", "webConfig.tls=false", "podMonitor.enabled=true"},
+			[]check{
+				{annotations + " prometheus.io/scheme", `null`},
+				{"PodMonitor/imds-guard spec podMetricsEndpoints 0 scheme", `"http"`},
+			},
+		},
+		{
+			"image", []string{
+				"image.repository=r.example.com:5000/a/b", "image.tag=v9", "image.pullPolicy=Always", "image.pullSecrets[0].name=s",
+				"image.digest=sha256:" + strings.Repeat("0", 64),
+			},
+			[]check{
+				{agent + "image", `"r.example.com:5000/a/b:v9@sha256:` + strings.Repeat("0", 64) + `"`},
+				{agent + "imagePullPolicy", `"Always"`},
+				{pod + "imagePullSecrets", `[{"name":"s"}]`},
+			},
+		},
+		{
+			"placement", []string{
+				"updateStrategy.rollingUpdate.maxUnavailable=5%", "priorityClassName=other", "resources.limits.memory=1Gi",
+				"tolerations[0].key=a", "tolerations[0].operator=Exists", "nodeSelector.pool=a", "affinity.nodeAffinity=null",
+				"podLabels.team=a", "podAnnotations.note=b", "prometheusAnnotations=false", "serviceAccount.name=other",
+				"serviceAccount.annotations.note=c",
+			},
+			[]check{
+				{daemonSet + "spec updateStrategy rollingUpdate maxUnavailable", `"5%"`},
+				{pod + "priorityClassName", `"other"`},
+				{agent + "resources limits memory", `"1Gi"`},
+				{pod + "tolerations", `[{"key":"a","operator":"Exists"}]`},
+				{pod + "nodeSelector", `{"kubernetes.io/os":"linux","pool":"a"}`},
+				{template + "metadata labels team", `"a"`},
+				{annotations, `{"note":"b"}`},
+				{pod + "serviceAccountName", `"other"`},
+				{"ServiceAccount/other metadata annotations", `{"note":"c"}`},
+				{"ClusterRoleBinding/imds-guard subjects 0 name", `"other"`},
+				{"RoleBinding/imds-guard subjects 0 name", `"other"`},
+				{"ValidatingAdmissionPolicy/imds-guard spec matchConditions 0 expression",
+					`"request.userInfo.username == 'system:serviceaccount:imds-guard:other'"`},
+			},
+		},
+		{
+			"update by hand", []string{"updateStrategy.type=OnDelete", "updateStrategy.rollingUpdate=null"},
+			[]check{{daemonSet + "spec updateStrategy", `{"type":"OnDelete"}`}},
+		},
+		{
+			"monitoring", []string{
+				"podMonitor.enabled=true", "podMonitor.interval=10s", "podMonitor.labels.a=b", "podMonitor.basicAuth.username.name=s",
+				"podMonitor.tlsConfig.serverName=n", "prometheusRule.enabled=true", "prometheusRule.labels.c=d",
+				"dashboard.enabled=true", "dashboard.labels.e=f", "dashboard.annotations.g=h",
+			},
+			[]check{
+				{"PodMonitor/imds-guard metadata labels a", `"b"`},
+				{"PodMonitor/imds-guard spec podMetricsEndpoints 0 interval", `"10s"`},
+				{"PodMonitor/imds-guard spec podMetricsEndpoints 0 basicAuth username name", `"s"`},
+				{"PodMonitor/imds-guard spec podMetricsEndpoints 0 tlsConfig serverName", `"n"`},
+				{"PrometheusRule/imds-guard metadata labels c", `"d"`},
+				{"ConfigMap/imds-guard-dashboard metadata labels e", `"f"`},
+				{"ConfigMap/imds-guard-dashboard metadata labels grafana_dashboard", `"1"`},
+				{"ConfigMap/imds-guard-dashboard metadata annotations g", `"h"`},
+			},
+		},
+		{
+			"cleanup with a hook", []string{"cleanup.onUninstall=true", "agent.interface={eni+,vlan+}"},
+			[]check{
+				{"DaemonSet/imds-guard-cleanup metadata annotations",
+					`{"helm.sh/hook":"post-delete","helm.sh/hook-delete-policy":"before-hook-creation"}`},
+				{"DaemonSet/imds-guard-cleanup spec template spec initContainers cleanup args", `["cleanup","--interface=eni+,vlan+"]`},
+			},
+		},
+		{
+			"hardened cleanup", []string{"cleanup.run=true", "hardened=true"},
+			[]check{{"DaemonSet/imds-guard-cleanup spec template spec initContainers cleanup securityContext", hardened}},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			docs := mustRender(t, tt.values...)
+			docs.check(t, tt.checks)
+			acceptArgs(t, docs)
+		})
+	}
+}
+
+// acceptArgs holds the arguments of the agent, if it is there, against the program.
+func acceptArgs(t *testing.T, docs documents) {
+	t.Helper()
+	list, _ := at(map[string]any(docs), agent+"args").([]any)
+	if list == nil {
+		return
+	}
+	var args []string
+	for _, a := range list[1:] {
+		args = append(args, strings.ReplaceAll(a.(string), "$(HOST_IP)", "192.0.2.1"))
+	}
+	options := config.NewOptions()
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	options.AddTo(flags)
+	if err := flags.Parse(args); err != nil {
+		t.Fatalf("parsing %v: %v", args, err)
+	}
+	if _, err := options.Load(); err != nil {
+		t.Errorf("loading %v: %v", args, err)
+	}
+}
+
+func TestWithoutKubernetes(t *testing.T) {
+	for _, off := range []string{"off", "false"} {
+		docs := mustRender(t, "agent.kubernetes="+off)
+		docs.kinds(t, "ServiceAccount/imds-guard", "DaemonSet/imds-guard")
+		docs.check(t, []check{
+			{pod + "automountServiceAccountToken", `false`},
+			{agent + "args", `["run","--interface=eni+","--kubernetes=off"]`},
+			{agent + "env", `null`},
+		})
+	}
+}
+
+// Templates read the files as they are: nothing in them may be taken for a template of Helm's.
+func TestMonitoringIsWhatTheFilesSay(t *testing.T) {
+	docs := mustRender(t, "prometheusRule.enabled=true", "dashboard.enabled=true")
+	alerts, err := os.ReadFile(chart + "/files/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := yaml.YAMLToJSON(alerts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs.check(t, []check{{"PrometheusRule/imds-guard spec", string(want)}})
+	dashboard, err := os.ReadFile(chart + "/files/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, _ := at(map[string]any(docs), "ConfigMap/imds-guard-dashboard data imds-guard.json").(string)
+	if strings.TrimSpace(got) != strings.TrimSpace(string(dashboard)) {
+		t.Errorf("the dashboard in the ConfigMap is not files/dashboard.json")
+	}
+}
+
+// The agent keeps its rights until it is gone: so it can say that nobody watches the rules any more.
+func TestCleanupInsteadOfTheAgent(t *testing.T) {
+	mustRender(t, "cleanup.run=true", "podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true").
+		kinds(t, "ServiceAccount/imds-guard", "ClusterRole/imds-guard", "ClusterRoleBinding/imds-guard", "Role/imds-guard",
+			"RoleBinding/imds-guard", "ValidatingAdmissionPolicy/imds-guard", "ValidatingAdmissionPolicyBinding/imds-guard",
+			"ValidatingAdmissionPolicy/imds-guard-events", "ValidatingAdmissionPolicyBinding/imds-guard-events",
+			"DaemonSet/imds-guard-cleanup")
+}
+
+func TestWithoutAdmissionPolicy(t *testing.T) {
+	mustRender(t, "admissionPolicy.enabled=false").kinds(t, "ServiceAccount/imds-guard", "ClusterRole/imds-guard",
+		"ClusterRoleBinding/imds-guard", "Role/imds-guard", "RoleBinding/imds-guard", "DaemonSet/imds-guard")
+}
+
+// The error has to name the value.
+func TestWrongValues(t *testing.T) {
+	tests := []struct{ value, named string }{
+		{"foo=1", "'foo'"},
+		{"agent.foo=1", "'foo'"},
+		{"agent.interface=eni+", "/agent/interface"},
+		{"agent.interface={}", "/agent/interface"},
+		{"agent.interface={eni+,a/b}", "/agent/interface/1"},
+		{"agent.interface={+}", "/agent/interface/0"},
+		{"agent.interface={abcdefghijklmno+}", "/agent/interface/0"},
+		{"agent.backend=iptables", "/agent/backend"},
+		{"agent.verdict=accept", "/agent/verdict"},
+		{"agent.resyncPeriod=10", "/agent/resyncPeriod"},
+		{"agent.kubernetes=maybe", "/agent/kubernetes"},
+		{"agent.metricsBindAddress=9169", "/agent/metricsBindAddress"},
+		{"agent.metricsBindAddress=node:9169", "/agent/metricsBindAddress"},
+		{"agent.metricsBindAddress=off", "agent.metricsBindAddress is off"},
+		{"agent.metricsBindAddress=off,agent.healthBindAddress=:1,webConfig.secretName=web", "webConfig.secretName"},
+		{"agent.healthBindAddress=127.0.0.1:9169", "agent.healthBindAddress"},
+		{"agent.healthBindAddress=off", "/agent/healthBindAddress"},
+		{"agent.logLevel=trace", "/agent/logLevel"},
+		{"agent.logFormat=xml", "/agent/logFormat"},
+		{"webConfig.file=../x", "/webConfig/file"},
+		{"webConfig.tls=maybe", "/webConfig/tls"},
+		{"image.digest=0123", "/image/digest"},
+		{"image.tag=a b", "/image/tag"},
+		{"image.pullPolicy=Sometimes", "/image/pullPolicy"},
+		{"image.pullSecrets={a}", "/image/pullSecrets/0"},
+		{"hardened=maybe", "/hardened"},
+		{"admissionPolicy.enabled=1", "/admissionPolicy/enabled"},
+		{"serviceAccount.name=A", "/serviceAccount/name"},
+		{"cleanup.onUninstall=please", "/cleanup/onUninstall"},
+		{"cleanup.onDelete=true", "'onDelete'"},
+		{"podMonitor.interval=often", "/podMonitor/interval"},
+		{"podMonitor.enabled=true,agent.metricsBindAddress=127.0.0.1:9169", "podMonitor.enabled"},
+		{"resources.limit.memory=1Gi", "'limit'"},
+		{"updateStrategy.type=Recreate", "/updateStrategy/type"},
+		{"updateStrategy.rollingUpdate.maxUnavailable=0", "/updateStrategy/rollingUpdate/maxUnavailable"},
+		{"updateStrategy.rollingUpdate.maxSurge=1", "'maxSurge'"},
+		{"podLabels.a=true", "/podLabels/a"},
+	}
+	for _, tt := range tests {
+		_, stderr, err := render(t, tt.value)
+		if err == nil || !strings.Contains(stderr, tt.named) {
+			t.Errorf("%s: want an error that names %s, got %v: %s", tt.value, tt.named, err, stderr)
+		}
+	}
+}
