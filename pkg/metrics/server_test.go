@@ -180,7 +180,8 @@ func TestPlain(t *testing.T) {
 	if code, body := s.get("http://"+address+"/readyz", "", ""); code != 503 || body != "the rules are not there\n" {
 		t.Errorf("/readyz: %d %q", code, body)
 	}
-	if code, body := s.get("http://"+address+"/metrics", "", ""); code != 200 || !strings.Contains(body, "imds_guard_protected 0") {
+	code, body := s.get("http://"+address+"/metrics", "", "")
+	if code != 200 || !strings.Contains(body, "imds_guard_protected 0") {
 		t.Errorf("/metrics: %d %q", code, body)
 	}
 	s.mustLog(1, `msg="serving metrics"`, "address="+address)
@@ -276,8 +277,9 @@ func TestHTTP1Only(t *testing.T) {
 func TestConfigBrokenLater(t *testing.T) {
 	t.Parallel()
 	for name, broken := range map[string]string{
-		"no YAML": "tls_server_config: [", "unknown field": "tls: {}\n", "no such certificate": "tls_server_config:\n  cert_file: x\n  key_file: y\n",
-		"no hash": "basic_auth_users:\n  prometheus: example\n",
+		"no YAML": "tls_server_config: [", "unknown field": "tls: {}\n",
+		"no such certificate": "tls_server_config:\n  cert_file: x\n  key_file: y\n",
+		"no hash":             "basic_auth_users:\n  prometheus: example\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -289,7 +291,9 @@ func TestConfigBrokenLater(t *testing.T) {
 			s.awaitCode(200, url, user, password)
 
 			writeConfig(t, file, broken)
-			s.await("it is reported", func() bool { return s.log.Count("serving metrics failed", "reading the web configuration", file) == 1 })
+			s.await("it is reported", func() bool {
+				return s.log.Count("serving metrics failed", "reading the web configuration", file) == 1
+			})
 			for range 3 {
 				if code, _ := s.get(url, user, password); code == 200 {
 					t.Error("metrics are still served, with a configuration that can't be read")
@@ -338,6 +342,7 @@ func TestTakenPort(t *testing.T) {
 	s := serve(t, &Server{Address: address, HealthAddress: health})
 	s.awaitCode(200, "http://"+health+"/healthz", "", "")
 	s.await("it is reported", func() bool { return s.log.Count("serving metrics failed", "address already in use") == 1 })
+	time.Sleep(2 * retryPause) // for the attempts that are not to be logged: there is nothing else to be seen of them
 	taken.Close()
 	s.awaitCode(200, "http://"+address+"/metrics", "", "")
 	s.mustLog(1, "serving metrics failed", "the rules are not affected")

@@ -1,0 +1,125 @@
+// Package monitoring tests what is told of the agents: the alerts, the dashboard and their documentation, with promtool and
+// a real Prometheus that scrapes a real agent.
+package monitoring
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	alertsFile     = "../../deploy/chart/imds-guard/files/alerts.yaml"
+	alertTestsFile = "alerts.yaml"
+	operationsFile = "../../docs/operations.md"
+	runbooks       = "https://github.com/imds-guard/imds-guard/blob/main/docs/operations.md#"
+)
+
+type alert struct {
+	Alert       string            `json:"alert"`
+	Expr        string            `json:"expr"`
+	Labels      map[string]string `json:"labels"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func parse(t *testing.T, file string, into any) {
+	t.Helper()
+	if err := yaml.Unmarshal([]byte(readFile(t, file)), into); err != nil {
+		t.Fatalf("reading %s: %v", file, err)
+	}
+}
+
+func readAlerts(t *testing.T) (alerts []alert) {
+	t.Helper()
+	var file struct {
+		Groups []struct {
+			Rules []alert `json:"rules"`
+		} `json:"groups"`
+	}
+	parse(t, alertsFile, &file)
+	for _, g := range file.Groups {
+		alerts = append(alerts, g.Rules...)
+	}
+	if len(alerts) == 0 {
+		t.Fatal("there is no alert")
+	}
+	return alerts
+}
+
+func TestAlerts(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{"check", "rules", "--lint=all", "--lint-fatal", alertsFile},
+		{"test", "rules", alertTestsFile},
+	} {
+		if out, err := exec.Command("promtool", args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+// TestAlertsBothWays: an alert is not tested before it was seen to fire, and to be silent.
+func TestAlertsBothWays(t *testing.T) {
+	t.Parallel()
+	var file struct {
+		Tests []struct {
+			Cases []struct {
+				Name   string `json:"alertname"`
+				Alerts []any  `json:"exp_alerts"`
+			} `json:"alert_rule_test"`
+		} `json:"tests"`
+	}
+	parse(t, alertTestsFile, &file)
+	fires, silent := map[string]bool{}, map[string]bool{}
+	for _, test := range file.Tests {
+		for _, c := range test.Cases {
+			fires[c.Name] = fires[c.Name] || len(c.Alerts) > 0
+			silent[c.Name] = silent[c.Name] || len(c.Alerts) == 0
+		}
+	}
+	for _, a := range readAlerts(t) {
+		if !fires[a.Alert] || !silent[a.Alert] {
+			t.Errorf("%s: tested to fire %t, to be silent %t", a.Alert, fires[a.Alert], silent[a.Alert])
+		}
+		delete(fires, a.Alert)
+	}
+	for name := range fires {
+		t.Errorf("%s is tested, and there is no such alert", name)
+	}
+}
+
+// TestRunbooks: whoever is paged finds the entry of the alert.
+func TestRunbooks(t *testing.T) {
+	t.Parallel()
+	var headings []string
+	for line := range strings.Lines(readFile(t, operationsFile)) {
+		headings = append(headings, strings.TrimSpace(line))
+	}
+	for _, a := range readAlerts(t) {
+		if !slices.Contains([]string{"critical", "warning"}, a.Labels["severity"]) {
+			t.Errorf("%s has the severity %q", a.Alert, a.Labels["severity"])
+		}
+		if a.Annotations["summary"] == "" || a.Annotations["description"] == "" {
+			t.Errorf("%s lacks a summary or a description", a.Alert)
+		}
+		if want := runbooks + strings.ToLower(a.Alert); a.Annotations["runbook_url"] != want {
+			t.Errorf("%s has the runbook %q, want %q", a.Alert, a.Annotations["runbook_url"], want)
+		}
+		if !slices.Contains(headings, "### "+a.Alert) {
+			t.Errorf("%s has no heading %q for %s", operationsFile, "### "+a.Alert, a.Alert)
+		}
+	}
+}
