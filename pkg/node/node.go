@@ -33,7 +33,7 @@ const (
 	changesBurst = 5
 	// The pause after a failure doubles from minRetry to maxRetry.
 	minRetry = time.Second
-	maxRetry = 2 * time.Minute
+	maxRetry = time.Minute
 	// maxAttempts bounds how often the taint is removed at a stretch, if somebody changes the taints meanwhile or puts it back.
 	maxAttempts = 5
 	// leaveTimeout is for the last request: the pod's grace period is short.

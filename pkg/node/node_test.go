@@ -332,7 +332,7 @@ func TestTroubleIsSaidOnceAndBacksOff(t *testing.T) {
 			w.Wake()
 			time.Sleep(time.Second)
 		}
-		if n := w.requests() - before; n < 20 || n > 60 {
+		if n := w.requests() - before; n < 50 || n > 90 {
 			t.Errorf("%d requests in an hour of trouble", n)
 		}
 		w.set(func(f *fakeAPI) { f.failing = nil })
