@@ -8,18 +8,30 @@ COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 IMAGE   ?= ghcr.io/imds-guard/imds-guard:v0.1.0
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help demo test build bench lint fuzz image clean
+.PHONY: help demo test e2e build bench lint fuzz image manifests clean
 
 help: ## show this
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this machine and nothing but it
 	@hack/packages iptables nftables iproute2
 	go run ./test/demo --guard bin/imds-guard --imds bin/ec2-metadata-mock
 
-test: ## every test: both backends, both families, real packets (needs root)
+test: bin/helm ## every test: both backends, both families, real packets (needs root)
 	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus
 	go test -race ./...
+
+e2e_flags := -tags e2e -timeout 70m
+ifdef FIGURES
+e2e_flags := -tags e2e,figures -timeout 120m
+endif
+# RUN=TestSeedStory runs one test only, FIGURES=FILE measures as well (40 minutes more): see test/e2e/README.md.
+e2e: bin/helm ## every test on a real Kubernetes node, which is built first: 12 to 20 minutes the first time (needs root)
+	@hack/packages containerd runc containernetworking-plugins debootstrap buildah iptables nftables iproute2 conntrack \
+	  curl openssl procps util-linux
+	test/e2e/node/build.sh
+	test/e2e/node/images.sh
+	E2E_FIGURES=$(abspath $(FIGURES)) go test $(e2e_flags) -count=1 -v $(if $(RUN),-run '$(RUN)') ./test/e2e
 
 build: ## bin/imds-guard, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/imds-guard ./cmd/imds-guard
@@ -31,9 +43,9 @@ bench: build ## measure, print a table, write docs/benchmarks.md (about ten minu
 lint: ## gofmt, go vet, staticcheck, shellcheck
 	@hack/packages shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt these:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
-	go vet ./...
-	go tool -modfile=tools/go.mod staticcheck ./...
-	shellcheck hack/packages .ci/run
+	go vet -tags e2e,figures ./...
+	go tool -modfile=tools/go.mod staticcheck -tags e2e,figures ./...
+	shellcheck -x -P SCRIPTDIR hack/packages deploy/render .ci/run test/e2e/node/*.sh
 
 fuzz: ## fuzz what parses foreign text, a minute each
 	go test ./pkg/rules -run '^$$' -fuzz FuzzParseLine -fuzztime 1m
@@ -43,9 +55,16 @@ image: ## the container image, by docker, podman or buildah, whichever is there
 	"$$(command -v docker || command -v podman || command -v buildah)" build \
 	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t $(IMAGE) .
 
+manifests: bin/helm ## deploy/*.yaml, from the chart
+	deploy/render bin/helm deploy
+
 clean: ## remove bin/
 	rm -rf bin
 
 # AWS's own mock of the endpoint, so that what answers in the demo is not ours.
 bin/ec2-metadata-mock: tools/go.mod
 	cd tools && go build -o ../$@ github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock
+
+# Compiles for minutes the first time, and then comes from the build cache.
+bin/helm: tools/helm/go.mod
+	cd tools/helm && go build -trimpath -o ../../$@ helm.sh/helm/v4/cmd/helm
