@@ -103,8 +103,8 @@ var valueOf = map[string]string{
 	"config":     "", // the same settings once more
 }
 
-// chartOwn are defaults of values that are not the flag's own default, because the program finds out what the chart knows.
-var chartOwn = map[string]string{"log-format": "json"}
+// chartOwn are defaults of values that are not the flag's own default, because the chart knows where the agent runs.
+var chartOwn = map[string]string{"log-format": "json", "health-bind-address": "127.0.0.1:9168"}
 
 // A flag that equals its default is left out of the manifest: so the chart's default has to be the program's.
 func TestEveryFlagHasAValue(t *testing.T) {
@@ -312,7 +312,8 @@ func TestValues(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			docs := mustRender(t, tt.values...)
+			// Most are about the metrics address, which the probes then use too.
+			docs := mustRender(t, append([]string{"agent.healthBindAddress="}, tt.values...)...)
 			docs.check(t, tt.checks)
 			acceptArgs(t, docs)
 		})
@@ -347,7 +348,7 @@ func TestWithoutKubernetes(t *testing.T) {
 		docs.kinds(t, "ServiceAccount/imds-guard", "DaemonSet/imds-guard")
 		docs.check(t, []check{
 			{pod + "automountServiceAccountToken", `false`},
-			{agent + "args", `["run","--interface=eni+","--kubernetes=off"]`},
+			{agent + "args", `["run","--interface=eni+","--kubernetes=off","--health-bind-address=127.0.0.1:9168"]`},
 			{agent + "env", `null`},
 		})
 	}
@@ -405,7 +406,7 @@ func TestWrongValues(t *testing.T) {
 		{"agent.kubernetes=maybe", "/agent/kubernetes"},
 		{"agent.metricsBindAddress=9169", "/agent/metricsBindAddress"},
 		{"agent.metricsBindAddress=node:9169", "/agent/metricsBindAddress"},
-		{"agent.metricsBindAddress=off", "agent.metricsBindAddress is off"},
+		{"agent.metricsBindAddress=off,agent.healthBindAddress=", "agent.metricsBindAddress is off"},
 		{"agent.metricsBindAddress=off,agent.healthBindAddress=:1,webConfig.secretName=web", "webConfig.secretName"},
 		{"agent.healthBindAddress=127.0.0.1:9169", "agent.healthBindAddress"},
 		{"agent.healthBindAddress=off", "/agent/healthBindAddress"},

@@ -116,11 +116,12 @@ func agentChecks(securityContext string) []check {
 			`{"policyName":"imds-guard-events","validationActions":["Deny"]}`},
 
 		{daemonSet + "spec updateStrategy", `{"rollingUpdate":{"maxUnavailable":1},"type":"RollingUpdate"}`},
-		{agent + "args", `["run","--interface=eni+"]`},
-		{agent + "ports", `[{"containerPort":9169,"name":"metrics","protocol":"TCP"}]`},
-		{agent + "startupProbe httpGet", `{"path":"/healthz","port":"metrics"}`},
-		{agent + "livenessProbe httpGet", `{"path":"/healthz","port":"metrics"}`},
-		{agent + "readinessProbe httpGet", `{"path":"/readyz","port":"metrics"}`},
+		{agent + "args", `["run","--interface=eni+","--health-bind-address=127.0.0.1:9168"]`},
+		{agent + "ports", `[{"containerPort":9169,"name":"metrics","protocol":"TCP"},` +
+			`{"containerPort":9168,"name":"health","protocol":"TCP"}]`},
+		{agent + "startupProbe httpGet", `{"host":"127.0.0.1","path":"/healthz","port":"health"}`},
+		{agent + "livenessProbe httpGet", `{"host":"127.0.0.1","path":"/healthz","port":"health"}`},
+		{agent + "readinessProbe httpGet", `{"host":"127.0.0.1","path":"/readyz","port":"health"}`},
 		{template + "metadata annotations prometheus.io/port", `"9169"`},
 	}...)
 }

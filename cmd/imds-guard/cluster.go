@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/klog/v2"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
@@ -28,23 +29,27 @@ func checkFiles(c config.Config) error {
 		words := strings.Join(strings.Fields(err.Error()), " ") // the YAML library writes lines
 		errs = append(errs, fmt.Errorf("--web-config-file: reading %s: %s", c.WebConfigFile, words))
 	}
-	if c.Kubernetes == config.Off {
+	if !usesAPI(c) {
 		return errors.Join(errs...)
 	}
-	if c.Kubeconfig != "" {
-		if _, err := node.LoadConfig(c.Kubeconfig); err != nil {
-			errs = append(errs, fmt.Errorf("--kubeconfig: reading %s: %w", c.Kubeconfig, err))
-		}
+	if _, err := node.LoadConfig(c.Kubeconfig); err != nil && c.Kubeconfig != "" {
+		errs = append(errs, fmt.Errorf("--kubeconfig: reading %s: %w", c.Kubeconfig, err))
+	} else if err != nil && c.Kubernetes == config.On {
+		errs = append(errs, fmt.Errorf("--kubernetes: on needs a pod with a token, or --kubeconfig; else use off: %w", err))
 	}
-	if c.Kubernetes == config.On {
-		if c.Kubeconfig == "" && !node.InCluster() {
-			errs = append(errs, errors.New("--kubernetes: on needs a cluster, and this is no pod; give --kubeconfig, or use off"))
-		}
-		if c.NodeName == "" {
-			errs = append(errs, errors.New("--node-name: on needs it; give it, or set NODE_NAME to the pod's spec.nodeName"))
+	if c.NodeName == "" && c.Kubernetes == config.On {
+		errs = append(errs, errors.New("--node-name: on needs it; give it, or set NODE_NAME to the pod's spec.nodeName"))
+	}
+	for _, problem := range validation.IsDNS1123Subdomain(c.NodeName) {
+		if c.NodeName != "" {
+			errs = append(errs, fmt.Errorf("--node-name: %q (or NODE_NAME) is no name of a node: %s", c.NodeName, problem))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func usesAPI(c config.Config) bool {
+	return c.Kubernetes == config.On || c.Kubernetes == config.Auto && (c.Kubeconfig != "" || node.InCluster())
 }
 
 // cluster is what there is to say, and who says it. reporter and events are nil if the API is not used; they are set before
@@ -55,7 +60,7 @@ type cluster struct {
 	coverage atomic.Pointer[node.Coverage]
 
 	// For the loop's goroutine alone.
-	drift     map[enforce.Family]enforce.State // the last of each family
+	drift     map[enforce.Family]enforce.State // the last that is not repaired yet
 	contended map[enforce.Family]bool
 }
 
@@ -66,7 +71,7 @@ func newCluster() *cluster {
 // connect makes the parts that speak to the API server, without a request. What fails here leaves the agent without them.
 func (a *agent) connect(ctx context.Context) {
 	c := a.config
-	if c.Kubernetes == config.Off || c.Kubernetes == config.Auto && c.Kubeconfig == "" && !node.InCluster() {
+	if !usesAPI(c) {
 		return
 	}
 	const without = "the Kubernetes API can't be used; going on without it, the rules are not affected"
@@ -126,17 +131,22 @@ func (r recorder) Drift(f enforce.Family, s enforce.State) {
 // Repaired implements guard.Recorder. Of a fight the cluster hears once, not of each repair in it.
 func (r recorder) Repaired(f enforce.Family, ok bool, took time.Duration) {
 	r.Metrics.Repaired(f, ok, took)
-	if ok && r.events != nil && !r.contended[f] {
-		r.events.Repaired(f, r.drift[f])
+	drift, drifted := r.drift[f] // else it is an install that failed at first
+	if !ok || !drifted {
+		return
+	}
+	delete(r.drift, f)
+	if r.events != nil && !r.contended[f] {
+		r.events.Repaired(f, drift)
 	}
 }
 
 // debug passes everything on at the level debug: what the Kubernetes libraries log of a request, the agent says itself.
 type debug struct{ slog.Handler }
 
-// Enabled implements slog.Handler.
-func (d debug) Enabled(ctx context.Context, _ slog.Level) bool {
-	return d.Handler.Enabled(ctx, slog.LevelDebug)
+// Enabled implements slog.Handler. What the libraries call verbose has the bodies of requests in it.
+func (d debug) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo && d.Handler.Enabled(ctx, slog.LevelDebug)
 }
 
 // Handle implements slog.Handler.

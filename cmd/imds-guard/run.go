@@ -193,8 +193,15 @@ func (a *agent) report(s guard.Status) {
 		return
 	}
 	uncovered := ifwatch.Uncovered(picture.Interfaces, a.config.Interfaces)
-	settled := a.coverage.Report(time.Now(), uncovered)
-	a.cluster.looked(s, node.Coverage{Err: picture.Err, Uncovered: settled})
+	settled, settling := a.coverage.Report(time.Now(), uncovered)
+	if settling {
+		time.AfterFunc(ifwatch.SettleTime, a.guard.Wake)
+	}
+	known := node.Coverage{Err: picture.Err, Uncovered: settled}
+	if settling && picture.Err == nil && len(settled) == 0 {
+		known = *a.cluster.coverage.Load() // what was known before holds until this one has settled
+	}
+	a.cluster.looked(s, known)
 	covered := len(picture.Interfaces) - len(uncovered)
 	if !s.Protected {
 		covered = 0 // a pattern that no rule in force has covers nothing

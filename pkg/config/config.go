@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/rules"
@@ -162,11 +161,6 @@ func (o *Options) Load() (Config, error) {
 	if !slices.Contains(uses, c.Kubernetes) {
 		wrong("kubernetes", "%q is none; use %s", o.kubernetes, alternatives(uses))
 	}
-	if c.NodeName != "" {
-		for _, problem := range validation.IsDNS1123Subdomain(c.NodeName) {
-			wrong("node-name", "%q (or NODE_NAME) is no name of a node: %s", c.NodeName, problem)
-		}
-	}
 	if o.metricsAddress != off {
 		c.MetricsAddress = o.metricsAddress
 		if err := checkAddress(o.metricsAddress); err != nil {
@@ -176,9 +170,12 @@ func (o *Options) Load() (Config, error) {
 	if c.HealthAddress != "" {
 		if err := checkAddress(c.HealthAddress); err != nil {
 			wrong("health-bind-address", "%w; use host:port or :port", err)
-		} else if c.HealthAddress == c.MetricsAddress {
-			wrong("health-bind-address", "%s is the address of the metrics; leave it out, or use another", c.HealthAddress)
+		} else if port(c.HealthAddress) == port(c.MetricsAddress) && port(c.HealthAddress) != "0" {
+			wrong("health-bind-address", "%s has the port of the metrics; leave it out, or use another", c.HealthAddress)
 		}
+	}
+	if c.WebConfigFile != "" && c.MetricsAddress == "" {
+		wrong("web-config-file", "there are no metrics to protect; leave it out, or give --metrics-bind-address")
 	}
 	if err := c.LogLevel.UnmarshalText([]byte(o.logLevel)); err != nil {
 		wrong("log-level", "%q is none; use debug, info, warn or error", o.logLevel)
@@ -210,6 +207,12 @@ func checkAddress(address string) error {
 		return fmt.Errorf("%q is no port number", port)
 	}
 	return nil
+}
+
+// port is an address's, or empty.
+func port(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
 }
 
 // alternatives writes "a, b or c".

@@ -30,9 +30,9 @@ func Suggest(name string) string {
 	return name
 }
 
-// settleTime is for how long an interface must be uncovered before the log names it: a CNI plugin makes a veth first and
+// SettleTime is for how long an interface must be uncovered before the log names it: a CNI plugin makes a veth first and
 // puts it into its bridge, or gives it its name, later.
-const settleTime = time.Second
+const SettleTime = time.Second
 
 // Reporter names uncovered interfaces, each once for as long as it stays. It is not safe for concurrent use.
 type Reporter struct {
@@ -43,15 +43,17 @@ type Reporter struct {
 	told  map[Interface]bool
 }
 
-// Report takes the interfaces that are uncovered now, and returns the names of those that have been for settleTime.
-func (r *Reporter) Report(now time.Time, uncovered []Interface) (settled []string) {
+// Report takes the interfaces that are uncovered now. It returns the names of those that have been for SettleTime, and whether
+// there are others, of which it will know by then.
+func (r *Reporter) Report(now time.Time, uncovered []Interface) (settled []string, settling bool) {
 	since, told := map[Interface]time.Time{}, map[Interface]bool{}
 	for _, i := range uncovered {
 		since[i], told[i] = now, r.told[i]
 		if first, known := r.since[i]; known {
 			since[i] = first
 		}
-		if now.Sub(since[i]) < settleTime {
+		if now.Sub(since[i]) < SettleTime {
+			settling = true
 			continue
 		}
 		settled = append(settled, i.Name)
@@ -66,5 +68,5 @@ func (r *Reporter) Report(now time.Time, uncovered []Interface) (settled []strin
 		}
 	}
 	r.since, r.told = since, told
-	return settled
+	return settled, settling
 }

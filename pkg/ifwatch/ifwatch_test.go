@@ -104,14 +104,17 @@ func TestReporter(t *testing.T) {
 	start := time.Now()
 	lines := func(after time.Duration, uncovered []Interface, want int) {
 		t.Helper()
-		r.Report(start.Add(after), uncovered)
+		settled, settling := r.Report(start.Add(after), uncovered)
+		if (len(settled) == 1) != (uncovered != nil && r.told[veth[0]]) || settling != (uncovered != nil && !r.told[veth[0]]) {
+			t.Errorf("after %s: settled %v, settling %t", after, settled, settling)
+		}
 		if got := strings.Count(log.String(), "interface=veth1"); got != want {
 			t.Errorf("after %s: %d lines, want %d", after, got, want)
 		}
 	}
 	lines(0, veth, 0)
-	lines(settleTime/2, veth, 0)
-	lines(settleTime, veth, 1)
+	lines(SettleTime/2, veth, 0)
+	lines(SettleTime, veth, 1)
 	lines(time.Hour, veth, 1)
 	lines(2*time.Hour, nil, 1)
 	lines(3*time.Hour, veth, 1)

@@ -16,8 +16,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// requestTimeout is for one request, with the retries that the server asks for.
-const requestTimeout = 10 * time.Second
+// requestTimeout is for one request. It is short because a connection that was begun before kube-proxy knew the API
+// server's Service never ends; on a new node pods wait meanwhile.
+const requestTimeout = 5 * time.Second
 
 // InCluster reports whether the program runs in a pod, by what the kubelet gives every container.
 func InCluster() bool {
@@ -47,8 +48,7 @@ var Operations = []string{OpGetNode, OpPatchNode, OpPatchStatus, OpRecordEvent}
 // Connect makes what Reporter and Events need to deal with the named node, without a request. Every request is told to
 // count. Events are sent until ctx ends.
 //
-// It makes a client of core/v1 alone: a Clientset brings every API there is, 13 MB of the program that would be in memory on
-// every node.
+// It makes a client of core/v1 alone: a Clientset brings every API there is, which would be in memory on every node.
 func Connect(ctx context.Context, c *rest.Config, name, version string, count func(operation string, ok bool)) (Client, *Events, error) {
 	scheme := runtime.NewScheme()
 	if err := corev1.AddToScheme(scheme); err != nil {
@@ -107,11 +107,11 @@ func (s eventSink) Patch(e *corev1.Event, patch []byte) (*corev1.Event, error) {
 		s.api.Patch(types.StrategicMergePatchType).Namespace(e.Namespace).Resource("events").Name(e.Name).Body(patch))
 }
 
-// result sends a request, and reads the answer into an empty object.
+// result sends a request, once, and reads the answer into an empty object. When to try again is for the caller to say.
 func result[T runtime.Object](ctx context.Context, into T, r *rest.Request) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return into, r.Do(ctx).Into(into)
+	return into, r.MaxRetries(0).Do(ctx).Into(into)
 }
 
 // counter tells of every request, retries of the library included.

@@ -21,15 +21,17 @@ const (
 	EventNotCovered = "IMDSInterfaceNotCovered"
 )
 
-// Events go out at once up to eventBurst, then at this rate a second.
+// Events of one reason go out at once up to eventBurst, then at this rate a second. Each reason has its own share: a wrong
+// --interface must not hide a fight.
 const (
-	eventBurst = 10
+	eventBurst = 5
 	eventRate  = 1. / 300
 )
 
 const component = "imds-guard"
 
-// Events records what happened. Its methods never block; what can't be sent is tried again for two minutes and then lost.
+// Events records what happened. Its methods never block. What finds no API server is tried again for two minutes; what is
+// refused is lost.
 type Events struct {
 	recorder record.EventRecorder
 	node     *corev1.ObjectReference
@@ -38,7 +40,7 @@ type Events struct {
 // newEvents sends events about the named node until ctx ends.
 func newEvents(ctx context.Context, sink record.EventSink, name string) *Events {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx), record.WithCorrelatorOptions(record.CorrelatorOptions{
-		BurstSize: eventBurst, QPS: eventRate,
+		BurstSize: eventBurst, QPS: eventRate, SpamKeyFunc: func(e *corev1.Event) string { return e.Reason },
 	}))
 	broadcaster.StartRecordingToSink(sink)
 	scheme := runtime.NewScheme() // nothing is looked up in it: the node is given as a reference

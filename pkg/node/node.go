@@ -8,6 +8,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -67,6 +68,7 @@ type Reporter struct {
 	since     metav1.Time // of sent.Status
 	heartbeat time.Time   // when the condition is due, whether it has changed or not
 	interval  time.Duration
+	unheard   bool // the last condition sent did not arrive
 	failures  int
 	notBefore time.Time
 }
@@ -118,6 +120,9 @@ func (r *Reporter) step(ctx context.Context) time.Duration {
 			r.log.Warn("using the Kubernetes API failed; trying again, the rules are not affected", "error", err)
 		}
 		pause := min(maxRetry, minRetry<<min(r.failures, 10))
+		if seconds, asked := apierrors.SuggestsClientDelay(err); asked {
+			pause = max(pause, time.Duration(seconds)*time.Second)
+		}
 		r.failures++
 		r.notBefore = time.Now().Add(jitter(pause))
 		return time.Until(r.notBefore)
@@ -128,38 +133,39 @@ func (r *Reporter) step(ctx context.Context) time.Duration {
 	return next
 }
 
-// sync makes the Node say what is known, and returns when to look again.
+// sync makes the Node say what is known, and returns when to look again. Trouble with the taint does not keep the condition
+// from being told.
 func (r *Reporter) sync(ctx context.Context) (time.Duration, error) {
-	for attempts := 1; ; {
-		if r.node == nil {
-			if err := r.read(ctx); err != nil {
-				return 0, err
-			}
-		}
-		known := r.known()
-		if known.Protected && tainted(r.node) {
-			if err := r.removeTaint(ctx); err != nil && (!conflict(err) || attempts == maxAttempts) {
-				return 0, err
-			} else if attempts == maxAttempts {
-				return 0, fmt.Errorf("removing the taint %s from the node: somebody puts it back at once", TaintKey)
-			}
-			attempts++
-			continue
-		}
-		now := time.Now()
-		due := !now.Before(r.heartbeat)
-		if !due && known.Status == r.sent.Status && known.Reason == r.sent.Reason {
-			return min(lookPeriod, r.heartbeat.Sub(now)), nil
-		}
-		if !due && !r.changes.Allow() {
-			return min(lookPeriod, r.heartbeat.Sub(now)), nil
-		}
-		if err := r.send(ctx, known.Condition); err != nil {
+	if r.node == nil {
+		if err := r.read(ctx); err != nil {
 			return 0, err
 		}
-		r.interval = min(lastHeartbeat, max(firstHeartbeat, 2*r.interval))
-		r.heartbeat = now.Add(jitter(r.interval))
 	}
+	known := r.known()
+	if err := errors.Join(r.untaint(ctx, known), r.confirm(ctx, known.Condition)); err != nil {
+		return 0, err
+	}
+	if known.Protected && tainted(r.node) {
+		return 0, nil // the answer has shown it: it came back
+	}
+	return min(lookPeriod, max(0, time.Until(r.heartbeat))), nil
+}
+
+// confirm sends the condition if it has changed, or is due.
+func (r *Reporter) confirm(ctx context.Context, c Condition) error {
+	now := time.Now()
+	if due := !now.Before(r.heartbeat); !due {
+		changed := c.Status != r.sent.Status || c.Reason != r.sent.Reason
+		if !changed || !r.changes.Allow() {
+			return nil
+		}
+	}
+	if err := r.send(ctx, c); err != nil {
+		return err
+	}
+	r.interval = min(lastHeartbeat, max(firstHeartbeat, 2*r.interval))
+	r.heartbeat = now.Add(jitter(r.interval))
+	return nil
 }
 
 // read gets the Node, and takes over what an earlier agent said of it.
@@ -193,6 +199,7 @@ func (r *Reporter) send(ctx context.Context, c Condition) error {
 		return fmt.Errorf("writing the node's condition: %w", err)
 	}
 	node, err := r.client.Patch(ctx, types.StrategicMergePatchType, patch, "status")
+	r.unheard = err != nil
 	if err != nil {
 		r.node = nil // it may be another Node by now, with its taint
 		return fmt.Errorf("setting the node's condition: %w", err)
@@ -205,9 +212,9 @@ func (r *Reporter) send(ctx context.Context, c Condition) error {
 }
 
 // leave says that nobody watches any more: True would be a claim without proof. It is tried once, and not at all if the
-// last request failed.
+// condition did not arrive the last time.
 func (r *Reporter) leave() {
-	if r.failures > 0 || r.sent == (Condition{}) {
+	if r.unheard || r.sent == (Condition{}) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
@@ -221,7 +228,3 @@ func (r *Reporter) leave() {
 func jitter(d time.Duration) time.Duration {
 	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
 }
-
-// conflict reports whether somebody else has changed the Node meanwhile. That a JSON patch's test has failed is called
-// Invalid (apiserver/pkg/endpoints/handlers/patch.go).
-func conflict(err error) bool { return apierrors.IsConflict(err) || apierrors.IsInvalid(err) }

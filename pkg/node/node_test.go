@@ -232,11 +232,34 @@ func TestTaintThatComesBackAtOnce(t *testing.T) {
 		w.set(func(f *fakeAPI) { f.sticky = true })
 		before := w.requests()
 		w.say(good)
-		if n := w.requests() - before; n > maxAttempts {
+		if n := w.requests() - before; n > maxAttempts+1 {
 			t.Errorf("%d requests at a stretch", n)
 		}
 		if !strings.Contains(w.log.String(), "puts it back at once") {
 			t.Errorf("log: %s", &w.log)
+		}
+	})
+}
+
+// Trouble with the taint must not keep an old True on the Node.
+func TestConditionIsToldInSpiteOfTheTaint(t *testing.T) {
+	node := nodeWith(TaintKey)
+	node.Status.Conditions = append(node.Status.Conditions, corev1.NodeCondition{Type: ConditionType, Status: corev1.ConditionTrue})
+	uncovered := Knowledge{Condition{corev1.ConditionFalse, ReasonNotCovered, "uncovered"}, true}
+	inBubble(t, node, bad, func(t *testing.T, w *world) {
+		w.set(func(f *fakeAPI) { f.sticky = true })
+		w.say(uncovered)
+		if c := w.condition(); c.Reason != ReasonNotCovered {
+			t.Errorf("condition %+v", c)
+		}
+		before := w.requests()
+		time.Sleep(time.Hour)
+		if n := w.requests() - before; n > 200 {
+			t.Errorf("%d requests in an hour", n)
+		}
+		w.stop()
+		if c := w.condition(); c.Reason != ReasonStopped {
+			t.Errorf("after the end: %+v", c)
 		}
 	})
 }

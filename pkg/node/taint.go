@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -25,6 +26,34 @@ type operation struct {
 	Path  string         `json:"path"`
 	Value []corev1.Taint `json:"value,omitempty"`
 }
+
+// untaint takes the taint away if the node is known to be protected. If somebody else changes the taints meanwhile, it starts
+// over: a few times, but only once while there is trouble.
+func (r *Reporter) untaint(ctx context.Context, known Knowledge) error {
+	attempts := maxAttempts
+	if r.failures > 0 {
+		attempts = 1
+	}
+	for known.Protected && tainted(r.node) {
+		if attempts == 0 {
+			return fmt.Errorf("removing the taint %s from the node: somebody puts it back at once", TaintKey)
+		}
+		attempts--
+		if err := r.removeTaint(ctx); err != nil && (!conflict(err) || attempts == 0) {
+			return err
+		}
+		if r.node == nil {
+			if err := r.read(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// conflict reports whether somebody else has changed the Node meanwhile. That a JSON patch's test has failed is called
+// Invalid (apiserver/pkg/endpoints/handlers/patch.go).
+func conflict(err error) bool { return apierrors.IsConflict(err) || apierrors.IsInvalid(err) }
 
 // removeTaint takes the taint away if the list is still the one last seen: a controller that changes another taint at the
 // same time must not lose its change. Whatever fails, the Node is read again before the next attempt.

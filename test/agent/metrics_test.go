@@ -30,6 +30,14 @@ imds_guard_iptables_errors_total{family="F",operation="O",reason="exec"}
 imds_guard_iptables_errors_total{family="F",operation="O",reason="incompatible"}
 imds_guard_iptables_errors_total{family="F",operation="O",reason="lock"}
 imds_guard_iptables_errors_total{family="F",operation="O",reason="other"}
+imds_guard_kubernetes_requests_total{operation="get_node",result="error"}
+imds_guard_kubernetes_requests_total{operation="get_node",result="success"}
+imds_guard_kubernetes_requests_total{operation="patch_node",result="error"}
+imds_guard_kubernetes_requests_total{operation="patch_node",result="success"}
+imds_guard_kubernetes_requests_total{operation="patch_status",result="error"}
+imds_guard_kubernetes_requests_total{operation="patch_status",result="success"}
+imds_guard_kubernetes_requests_total{operation="record_event",result="error"}
+imds_guard_kubernetes_requests_total{operation="record_event",result="success"}
 imds_guard_last_verified_timestamp_seconds{family="F"}
 imds_guard_protected
 imds_guard_repair_duration_seconds_count{family="F"}

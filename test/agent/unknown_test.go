@@ -75,7 +75,8 @@ func TestNativeRules(t *testing.T) {
 			n.sh("nft delete rule ip filter FORWARD handle %s", strings.TrimSpace(handle))
 			eventually(t, "the rule is there again", func() bool { return strings.Count(n.nftRules(v), "169.254.169.254 counter") == 1 })
 			n.mustBeBlocked(v)
-			// cleanup can't tell either, and says so. (What it removes of IPv6 the agent puts back.)
+			// cleanup can't tell either, and says so.
+			a.kill()
 			if code, _, stderr := n.guard("cleanup"); code != 1 || !strings.Contains(stderr, "cleaning the ipv4 rules of iptables-nft") {
 				t.Errorf("cleanup beside the native rule: exit %d, %q", code, stderr)
 			}
@@ -83,7 +84,7 @@ func TestNativeRules(t *testing.T) {
 				t.Errorf("ours and the native rule should be there:\n%s", kernel)
 			}
 			n.sh("nft flush chain ip filter FORWARD")
-			eventually(t, "the agent is ready again", a.ready)
+			n.startReady("--backend", "nft")
 		})
 	}
 }
