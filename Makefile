@@ -67,4 +67,5 @@ bin/ec2-metadata-mock: tools/go.mod
 
 # Compiles for minutes the first time, and then comes from the build cache.
 bin/helm: tools/helm/go.mod
+	@echo "building helm: some minutes the first time"
 	cd tools/helm && go build -trimpath -o ../../$@ helm.sh/helm/v4/cmd/helm
