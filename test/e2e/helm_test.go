@@ -143,10 +143,11 @@ func (n *Node) helm(arguments ...string) (string, error) {
 	return n.Try(append([]string{binary, "--namespace", namespace}, arguments...)...)
 }
 
-// hasArgs wants the agent's flags to be these and nothing else.
+// hasArgs wants the agent's flags to be these, and the one that the chart always sets.
 func hasArgs(arguments ...string) func(*corev1.Pod) error {
 	return func(pod *corev1.Pod) error {
-		if have := pod.Spec.Containers[0].Args; !slices.Equal(have, append([]string{"run"}, arguments...)) {
+		want := slices.Concat([]string{"run"}, arguments, []string{"--health-bind-address=127.0.0.1:9168"})
+		if have := pod.Spec.Containers[0].Args; !slices.Equal(have, want) {
 			return fmt.Errorf("its arguments are %q", have)
 		}
 		return nil
