@@ -249,7 +249,7 @@ func (a *agent) ready() error {
 	}
 	var reasons []string
 	for _, l := range s.Layers {
-		reasons = append(reasons, strings.TrimSuffix(fmt.Sprintf("%s rules are %s: %s", l.Family, l.State, l.Detail), ": "))
+		reasons = append(reasons, l.String())
 	}
 	return fmt.Errorf("not protected: %s", strings.Join(reasons, "; "))
 }

@@ -4,6 +4,7 @@ package guard
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,11 @@ type LayerStatus struct {
 	At, Verified time.Time
 	// Contended: somebody keeps undoing the repairs.
 	Contended bool
+}
+
+// String is for a person: the family, its state, and why.
+func (l LayerStatus) String() string {
+	return strings.TrimSuffix(fmt.Sprintf("%s rules are %s: %s", l.Family, l.State, l.Detail), ": ")
 }
 
 // A reading proves something for this many resync periods, and at least for minFresh: the loop looks once in a period,

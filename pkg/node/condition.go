@@ -51,12 +51,11 @@ type Coverage struct {
 func Judge(s guard.Status, c Coverage) Condition {
 	var read, wrong, unknown []string
 	for _, l := range s.Layers {
-		words := strings.TrimSuffix(fmt.Sprintf("%s rules are %s: %s", l.Family, l.State, l.Detail), ": ")
 		switch {
 		case l.State == enforce.Unknown:
-			unknown = append(unknown, words)
+			unknown = append(unknown, l.String())
 		case !l.State.Protects():
-			wrong = append(wrong, words)
+			wrong = append(wrong, l.String())
 		case l.State != enforce.Unsupported:
 			read = append(read, string(l.Family))
 		}
