@@ -33,11 +33,12 @@ debian_image() {
   progress "making $name with debootstrap: about a minute"
   debootstrap --variant=minbase bookworm "$work/debian" >"$E2E_CACHE/debootstrap.log" ||
     { tail -n 20 "$E2E_CACHE/debootstrap.log" >&2; return 1; }
-  # As in the official image: with updates and security fixes.
-  local suite
-  for suite in 'debian bookworm' 'debian bookworm-updates' 'debian-security bookworm-security'; do
-    echo "deb http://deb.debian.org/$suite main"
-  done >"$work/debian/etc/apt/sources.list"
+  # As in the official image: with updates and security fixes, from where debootstrap has got the rest.
+  local list=$work/debian/etc/apt/sources.list mirror source
+  mirror=$(awk '$1 == "deb" { sub("/$", "", $2); print $2; exit }' "$list")
+  for source in "$mirror bookworm" "$mirror bookworm-updates" "$mirror-security bookworm-security"; do
+    echo "deb $source main"
+  done >"$list"
   rm -rf "$work"/debian/var/cache/apt/archives/*.deb
   "$here/mkimage.sh" "$work/debian.tar" "$work/debian" '["/bin/sh"]' $name
   "$here/buildah.sh" pull -q "docker-archive:$work/debian.tar" >/dev/null
