@@ -1,4 +1,5 @@
 // What is served, and to whom.
+
 package metrics
 
 import (
@@ -7,12 +8,10 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
-
-// maxScrapes bounds the scrapes in parallel: each builds the whole text in memory.
-const maxScrapes = 4
 
 // Server serves /metrics, /healthz and /readyz.
 type Server struct {
@@ -28,23 +27,29 @@ type Server struct {
 	// Healthy and Ready return why not, or nil.
 	Healthy, Ready func() error
 	Log            *slog.Logger
+
+	pause func(context.Context, time.Duration) bool // a test's, instead of sleep
 }
 
 // Run serves until ctx ends. What can't be served is reported once and tried again, each address by itself: nothing here
 // may end the program.
 func (s *Server) Run(ctx context.Context) {
 	all, health := http.NewServeMux(), http.NewServeMux()
-	all.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics.Registry, promhttp.HandlerOpts{
-		Registry: s.Metrics.Registry, MaxRequestsInFlight: maxScrapes,
-	}))
+	all.Handle("GET /metrics", scrapes(promhttp.HandlerFor(s.Metrics.Registry, promhttp.HandlerOpts{
+		Registry: s.Metrics.Registry,
+	})))
 	for _, mux := range []*http.ServeMux{all, health} {
 		mux.Handle("GET /healthz", probe(s.Healthy))
 		mux.Handle("GET /readyz", probe(s.Ready))
 	}
+	pause := s.pause
+	if pause == nil {
+		pause = sleep
+	}
 	var wg sync.WaitGroup
 	for _, e := range []*endpoint{
-		{what: "metrics", address: s.Address, webConfigFile: s.WebConfigFile, handler: all, log: s.Log},
-		{what: "health", address: s.HealthAddress, handler: health, log: s.Log},
+		{what: "metrics", address: s.Address, webConfigFile: s.WebConfigFile, handler: all, log: s.Log, pause: pause},
+		{what: "health", address: s.HealthAddress, handler: health, log: s.Log, pause: pause},
 	} {
 		if e.address != "" {
 			wg.Go(func() { e.run(ctx) })

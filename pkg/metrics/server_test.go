@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/guard"
 )
 
@@ -45,7 +44,7 @@ type served struct {
 // serve runs a server until the end of the test, at which it must stop.
 func serve(t *testing.T, s *Server) *served {
 	t.Helper()
-	m := New("test", "test", enforce.Families, nil)
+	m := New("test", "test", nil, nil)
 	m.Status = func() guard.Status { return guard.Status{} }
 	log := &testnode.Log{}
 	s.Metrics, s.Log = m, slog.New(slog.NewTextHandler(log, nil))

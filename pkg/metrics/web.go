@@ -1,4 +1,5 @@
 // One listener: its limits, its TLS and passwords, and that it comes back.
+
 package metrics
 
 import (
@@ -13,16 +14,13 @@ import (
 	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
-	"golang.org/x/net/netutil"
 )
 
 const (
 	// retryPause is the time between two attempts to serve, and between two looks at the web configuration.
 	retryPause = 5 * time.Second
-	// The port is open to every pod. None may hold so many connections, or so long, that the agent runs out of memory and
-	// is killed: idle ones and slow readers are bounded.
-	maxConnections = 64
-	ioTimeout      = 10 * time.Second
+	// ioTimeout bounds how long a request may take to arrive, an answer to be read, and a connection to be idle.
+	ioTimeout = 10 * time.Second
 )
 
 // endpoint is one address.
@@ -31,6 +29,7 @@ type endpoint struct {
 	webConfigFile string // empty: plain HTTP
 	handler       http.Handler
 	log           *slog.Logger
+	pause         func(context.Context, time.Duration) bool // sleep
 }
 
 // run serves until ctx ends, again and again. Every trouble is logged once, when it begins.
@@ -50,7 +49,7 @@ func (e *endpoint) run(ctx context.Context) {
 				"address", e.address, "error", err)
 			reported = true
 		}
-		sleep(ctx, retryPause)
+		e.pause(ctx, retryPause)
 	}
 }
 
@@ -60,7 +59,7 @@ func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", e.address)
+	listener, err := listen(ctx, e.address)
 	if err != nil {
 		return err
 	}
@@ -83,7 +82,7 @@ func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 		go e.awaitChange(ctx, config, stop)
 	}
 	// The toolkit logs what is logged here already, and a broken file at every request.
-	err = web.Serve(netutil.LimitListener(listener, maxConnections), server,
+	err = web.Serve(listener, server,
 		&web.FlagConfig{WebConfigFile: &e.webConfigFile}, slog.New(slog.DiscardHandler))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -95,7 +94,7 @@ func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 // and passwords anew by itself, but not whether there is TLS: a server that began without would go on without, and take
 // the passwords of a file that has TLS now in clear text.
 func (e *endpoint) awaitChange(ctx context.Context, config []byte, changed func()) {
-	for sleep(ctx, retryPause) {
+	for e.pause(ctx, retryPause) {
 		if now, err := readWebConfig(e.webConfigFile); err != nil || !bytes.Equal(now, config) {
 			changed()
 			return
