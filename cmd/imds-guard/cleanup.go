@@ -1,13 +1,16 @@
 // imds-guard cleanup: the only thing that removes rules.
+
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/imds-guard/imds-guard/pkg/agent"
 	"github.com/imds-guard/imds-guard/pkg/config"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -27,14 +30,21 @@ func newCleanup() *cobra.Command {
 			if err := requireNetAdmin("removing rules"); err != nil {
 				return err
 			}
-			if err := rules.MarkCleaning(rules.RecordDir); err != nil {
-				return failed(err)
+			if why := agent.OutsideNode(); why != "" {
+				return failed(errors.New("nothing was removed: " + why))
 			}
-			recorded, err := rules.Remembered(rules.RecordDir)
+			record, err := rules.NewRecord(rules.RecordDir)
 			if err != nil {
 				return failed(err)
 			}
-			removed, err := rules.Cleanup(enforce.Families, append(c.Interfaces, recorded...))
+			if err := record.MarkCleaning(); err != nil {
+				return failed(err)
+			}
+			recorded, err := record.Patterns()
+			if err != nil {
+				return failed(err)
+			}
+			removed, err := rules.Cleanup(imds.Families, append(c.Interfaces, recorded...))
 			for _, r := range removed {
 				fmt.Fprintf(cmd.OutOrStdout(), "removed %d %s (%s, iptables-%s)\n", r.Copies, plural(r.Copies, "rule"), r.Family, r.Backend)
 			}
@@ -44,7 +54,7 @@ func newCleanup() *cobra.Command {
 			if len(removed) == 0 {
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing to remove")
 			}
-			if err := rules.Forget(rules.RecordDir); err != nil {
+			if err := record.Forget(); err != nil {
 				return failed(err)
 			}
 			return nil

@@ -1,4 +1,5 @@
 // imds-guard pause: what a container does that has nothing to do.
+
 package main
 
 import "github.com/spf13/cobra"

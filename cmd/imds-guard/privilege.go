@@ -1,4 +1,5 @@
 // The right to change rules.
+
 package main
 
 import (

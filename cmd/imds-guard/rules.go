@@ -1,4 +1,5 @@
 // imds-guard rules: what would be enforced.
+
 package main
 
 import (
@@ -7,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -22,8 +23,8 @@ func newRules() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, f := range enforce.Families {
-				fmt.Fprintf(cmd.OutOrStdout(), "# %s\n%s", f, rules.Format(rules.Desired(f, c.Interfaces, c.Verdict)))
+			for _, f := range imds.Families {
+				fmt.Fprintf(cmd.OutOrStdout(), "# %s\n%s", f, rules.Format(rules.Desired(f, c.Policy())))
 			}
 			return nil
 		},

@@ -1,4 +1,5 @@
 // imds-guard version.
+
 package main
 
 import (

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -24,7 +25,7 @@ type Config struct {
 	// Interfaces has at least one pattern, and none twice.
 	Interfaces []ifpattern.Pattern
 	Backend    rules.Backend
-	Verdict    rules.Verdict
+	Verdict    policy.Verdict
 	Resync     time.Duration
 	// MetricsAddress is empty if the endpoints are off.
 	MetricsAddress string
@@ -41,6 +42,9 @@ type Config struct {
 	// LogFormat is text or json.
 	LogFormat string
 }
+
+// Policy is what the configuration asks for.
+func (c Config) Policy() policy.Policy { return policy.New(c.Interfaces, c.Verdict) }
 
 // The bounds of the resync period: shorter, and looking costs more than repairing; longer, and "at the latest" means
 // nothing.
@@ -89,7 +93,7 @@ func NewOptions() *Options {
 	f.StringSliceVar(&o.interfaces, "interface", []string{"eni+"},
 		"pod-side interface `pattern`, iptables syntax (a trailing + is a wildcard); repeat or separate by commas")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
-	f.StringVar(&o.verdict, "verdict", string(rules.Drop),
+	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
 	f.DurationVar(&o.resync, "resync-period", 10*time.Second,
 		"the slowest that drift can be noticed, whatever event is lost")
@@ -124,7 +128,7 @@ func (o *Options) Load() (Config, error) {
 	}
 	c := Config{
 		Backend: rules.Backend(o.backend),
-		Verdict: rules.Verdict(o.verdict),
+		Verdict: policy.Verdict(o.verdict),
 		Resync:  o.resync,
 
 		HealthAddress: o.healthAddress,
@@ -152,8 +156,8 @@ func (o *Options) Load() (Config, error) {
 	if !slices.Contains(rules.Backends, c.Backend) {
 		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))
 	}
-	if !slices.Contains(rules.Verdicts, c.Verdict) {
-		wrong("verdict", "%q is none; use %s", o.verdict, alternatives(rules.Verdicts))
+	if !slices.Contains(policy.Verdicts, c.Verdict) {
+		wrong("verdict", "%q is none; use %s", o.verdict, alternatives(policy.Verdicts))
 	}
 	if c.Resync < minResync || c.Resync > maxResync {
 		wrong("resync-period", "%s is out of range; use %s to %s", c.Resync, minResync, maxResync)

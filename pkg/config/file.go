@@ -1,4 +1,5 @@
 // The YAML file: the flags' names as keys, and nothing else.
+
 package config
 
 import (

@@ -1,149 +1,117 @@
-// Package guard is the loop: it looks at every layer, mends what differs, and reports what it saw. Everything else in the
-// program only wakes it or shows its report.
+// Package guard keeps layers in force. Each layer of each family has a keeper of its own: one goroutine that looks at the
+// kernel, repairs what differs from the policy, reads back, and puts what it saw on the board. Nothing that happens to one
+// layer delays another. Everybody else only wakes keepers, or reads the board.
 package guard
 
 import (
 	"context"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
 // Layer is one way of keeping pods of one family from the endpoint, which can be read back from the kernel. Layers stand
-// beside each other and don't know of each other.
+// beside each other and don't know of each other. One goroutine at a time calls a layer's methods.
 type Layer interface {
-	Family() enforce.Family
-	// Layer is the name of the way, as a metric label.
-	Layer() string
-	// Lost asks the kernel, at next to no cost, whether something is missing that the next Repair would put back. It may
-	// always say no: a Read will follow.
-	Lost() bool
-	// Read looks and changes nothing.
-	Read() enforce.Reading
-	// Repair mends what the last Read found. Whether it did is for the next Read to say.
-	Repair() error
+	ID() layer.ID
+	// Look reads what there is, and changes nothing. What may take long is preceded by a call of doubt, if it is known by
+	// then that the last finding does not hold any more: from that moment on the state is unknown.
+	Look(p policy.Policy, doubt func(why string)) layer.Finding
+	// Repair mends what a Look by the same policy found. Whether it did is for the next Look to say.
+	Repair(p policy.Policy, f layer.Finding) error
 }
 
-// Recorder is told of what happens in the loop; what is the case is in Status. Its methods must not block.
+// Recorder is told of what happens; what is the case is in Status. Its methods must not block, and are called from the
+// goroutine of the layer's keeper.
 type Recorder interface {
+	// Looked is called after every look, and after every reading back of a repair.
+	Looked(id layer.ID)
 	// Drift is called when a look finds a layer in another state than the one before left it in.
-	Drift(f enforce.Family, s enforce.State)
-	// Repaired is called after every attempt, with the time since the drift was noticed.
-	Repaired(f enforce.Family, ok bool, took time.Duration)
+	Drift(id layer.ID, s layer.State)
+	// Repaired is called after every attempt, with the time since the look began that found the drift.
+	Repaired(id layer.ID, ok bool, took time.Duration)
 	// Failed is called with every error that a look or a repair ended in.
-	Failed(f enforce.Family, err error)
+	Failed(id layer.ID, err error)
 }
 
-// Config is what a Guard needs. Every field but First, Before, After and Suspect must be set.
+// Config is what a Guard needs. Looked and Suspect may be nil.
 type Config struct {
 	Layers []Layer
+	Policy policy.Policy
 	// Resync is the longest time between two looks.
 	Resync   time.Duration
 	Recorder Recorder
 	Log      *slog.Logger
-	// First is called before anything else is done, on the loop's goroutine: packets may pass meanwhile.
-	First func()
-	// Before is called before every look, on the loop's goroutine.
-	Before func()
-	// After is called after every look, on the loop's goroutine, with what it found.
-	After func(Status)
-	// Suspect names who may have caused a drift, for the log.
+	// Looked is called after every look, from the goroutine of the layer's keeper. It must not block.
+	Looked func()
+	// Suspect names who may have caused a drift, for the log. It is asked when a look begins.
 	Suspect func() string
 }
 
-// Guard owns the layers. Enforce and Run belong to one goroutine; Wake and Status may be called from any.
+// Guard keeps layers. Its methods may be called from any goroutine.
 type Guard struct {
-	Config
-	tended []*tended
-	wake   chan struct{}
-	looks  *rate.Limiter
-	board  *board
+	keepers []*keeper
+	board   *board
+	policy  atomic.Pointer[policy.Policy]
+	first   sync.WaitGroup // the keepers that have not looked yet
 }
-
-// Looks that were asked for are done at once up to burst, then at this rate: a look costs some milliseconds of forked
-// commands, and another agent may write rules a thousand times a second.
-const (
-	looksPerSecond = 20
-	looksBurst     = 50
-)
 
 // New makes a guard that has done nothing yet.
 func New(c Config) *Guard {
-	if c.First == nil {
-		c.First = func() {}
-	}
-	if c.Before == nil {
-		c.Before = func() {}
-	}
-	if c.After == nil {
-		c.After = func(Status) {}
+	if c.Looked == nil {
+		c.Looked = func() {}
 	}
 	if c.Suspect == nil {
 		c.Suspect = func() string { return "" }
 	}
-	g := &Guard{
-		Config: c,
-		wake:   make(chan struct{}, 1),
-		looks:  rate.NewLimiter(looksPerSecond, looksBurst),
-		board:  newBoard(c.Layers, c.Resync),
+	g := &Guard{board: newBoard(c.Resync)}
+	g.policy.Store(&c.Policy)
+	for _, l := range c.Layers {
+		g.keepers = append(g.keepers, newKeeper(l, &c, g.policy.Load, g.board.add(l.ID())))
 	}
-	for i, l := range c.Layers {
-		show := func(s LayerStatus) { g.board.show(i, s) }
-		g.tended = append(g.tended, newTended(l, &g.Config, show))
-	}
+	g.first.Add(len(g.keepers))
 	return g
 }
 
-// Status is what is known now. It may be called from any goroutine.
+// Status is what is known now.
 func (g *Guard) Status() Status { return g.board.status(time.Now()) }
 
-// Wake asks for a look. It never blocks, and any number of calls before the look are one.
+// Wake asks every keeper for a look. It never blocks, and any number of calls before the look are one.
 func (g *Guard) Wake() {
-	select {
-	case g.wake <- struct{}{}:
-	default:
+	for _, k := range g.keepers {
+		k.Wake()
 	}
 }
 
-// Run looks whenever it is woken, a repair is due, or the resync period is over, until ctx ends. It changes nothing on its
-// way out: the rules stay.
+// SetPolicy makes another policy the one to enforce, from each layer's next look on, which it asks for.
+func (g *Guard) SetPolicy(p policy.Policy) {
+	g.policy.Store(&p)
+	g.Wake()
+}
+
+// Run keeps all layers until ctx ends. It changes nothing on its way out: what is in force stays. To be called once.
 func (g *Guard) Run(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-g.wake:
-		case <-timer.C:
-		}
-		if g.looks.Wait(ctx) != nil {
-			return
-		}
-		timer.Reset(g.Enforce())
+	var wg sync.WaitGroup
+	for _, k := range g.keepers {
+		wg.Go(func() { k.run(ctx, g.first.Done) })
 	}
+	wg.Wait()
 }
 
-// Enforce looks at every layer once, mends what it may, and returns after what time it wants to be called again. What is
-// lost is put back before anything else is done, be it a line in the log: packets pass meanwhile.
-func (g *Guard) Enforce() (again time.Duration) {
-	noticed := time.Now()
-	g.First()
-	for _, t := range g.tended {
-		t.rescue()
+// First returns after every layer's first look, with its repair, or after the patience given: a layer that hangs must hold
+// up the watching of the others no longer.
+func (g *Guard) First(patience time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		g.first.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(patience):
 	}
-	g.Before()
-	for _, t := range g.tended {
-		t.look()
-	}
-	again = g.Resync
-	for _, t := range g.tended {
-		again = min(again, t.settle(noticed))
-	}
-	g.board.looked(time.Now())
-	g.After(g.Status())
-	return again
 }

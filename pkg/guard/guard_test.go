@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -11,56 +12,83 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+)
+
+// The states that this layer has beside the common ones.
+var (
+	leaking = layer.NewState("leaking", false)
+	untidy  = layer.NewState("untidy", true)
 )
 
 // fakeLayer fails in ways that the kernel does not on demand. Each Repair makes the state enforced, unless told otherwise.
 type fakeLayer struct {
+	id     layer.ID
+	hang   chan struct{} // Look does not return before it is closed
+	policy policy.Policy // of the last look
+
 	mu      sync.Mutex
-	state   enforce.State
-	reads   int
+	state   layer.State
+	place   string
+	doubts  string // what Look doubts before it hangs
+	again   time.Duration
+	looks   int
 	repairs int
-	failing error         // Repair fails
-	undo    enforce.State // what every repair leaves instead of enforced
-	during  func()        // called in the middle of a repair
+	failing error       // Repair fails
+	undo    layer.State // what every repair leaves instead of enforced
+	during  func()      // called in the middle of a repair
 }
 
-func (l *fakeLayer) Family() enforce.Family { return enforce.IPv4 }
-func (l *fakeLayer) Layer() string          { return "fake" }
-func (l *fakeLayer) Lost() bool             { return false }
+func (l *fakeLayer) ID() layer.ID { return l.id }
 
-func (l *fakeLayer) Read() enforce.Reading {
+func (l *fakeLayer) Look(p policy.Policy, doubt func(string)) layer.Finding {
+	l.mu.Lock()
+	l.looks++
+	l.policy = p
+	hang, doubts := l.hang, l.doubts
+	l.mu.Unlock()
+	if doubts != "" {
+		doubt(doubts)
+	}
+	if hang != nil {
+		<-hang
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reads++
-	r := enforce.Reading{State: l.state}
-	if l.state == enforce.Unknown {
-		r.Err = errors.New("unreadable")
+	f := layer.Finding{Reading: layer.Reading{State: l.state, Place: l.place}, Plan: l.looks, Again: l.again}
+	if l.state == layer.Unknown {
+		f.Err = errors.New("unreadable")
 	}
-	return r
+	return f
 }
 
-func (l *fakeLayer) Repair() error {
+func (l *fakeLayer) Repair(p policy.Policy, f layer.Finding) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.repairs++
+	if f.Plan != l.looks || p.String() != l.policy.String() {
+		return errors.New("the finding or the policy is not that of the last look")
+	}
 	if l.during != nil {
 		l.during()
 	}
 	if l.failing != nil {
 		return l.failing
 	}
-	l.state = enforce.Enforced
-	if l.undo != "" {
+	l.state = layer.Enforced
+	if l.undo != (layer.State{}) {
 		l.state = l.undo
 	}
 	return nil
 }
 
-func (l *fakeLayer) set(s enforce.State) {
+// set changes the layer under its lock.
+func (l *fakeLayer) set(change func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state = s
+	change()
 }
 
 func (l *fakeLayer) repaired() int {
@@ -72,258 +100,480 @@ func (l *fakeLayer) repaired() int {
 // counts is a Recorder.
 type counts struct {
 	mu              sync.Mutex
-	drift           map[enforce.State]int
+	drift           map[layer.State]int
 	success, errors int
-	failed          int
+	failed, looks   int
 }
 
-func (c *counts) Drift(_ enforce.Family, s enforce.State) {
+func (c *counts) add(n *int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	*n++
+}
+
+func (c *counts) Looked(layer.ID) { c.add(&c.looks) }
+
+func (c *counts) Drift(_ layer.ID, s layer.State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.drift[s]++
 }
 
-func (c *counts) Repaired(_ enforce.Family, ok bool, _ time.Duration) {
-	c.either(ok, &c.success, &c.errors)
-}
-
-func (c *counts) Failed(enforce.Family, error) { c.either(true, &c.failed, nil) }
-
-// either counts in one of two places.
-func (c *counts) either(first bool, a, b *int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if first {
-		*a++
+func (c *counts) Repaired(_ layer.ID, ok bool, _ time.Duration) {
+	if ok {
+		c.add(&c.success)
 	} else {
-		*b++
+		c.add(&c.errors)
 	}
 }
 
-func newTest(state enforce.State) (*Guard, *fakeLayer, *counts, *bytes.Buffer) {
-	layer, rec, log := &fakeLayer{state: state}, &counts{drift: map[enforce.State]int{}}, &bytes.Buffer{}
-	g := New(Config{Layers: []Layer{layer}, Resync: 10 * time.Second, Recorder: rec, Log: slog.New(slog.NewTextHandler(log, nil))})
-	return g, layer, rec, log
+func (c *counts) Failed(layer.ID, error) { c.add(&c.failed) }
+
+const resync = 10 * time.Second
+
+// test is a guard of one fake layer, or more.
+type test struct {
+	*Guard
+	l   *fakeLayer // the first
+	rec *counts
+	log *bytes.Buffer
 }
+
+func newTest(states ...layer.State) test {
+	t := test{rec: &counts{drift: map[layer.State]int{}}, log: &bytes.Buffer{}}
+	c := Config{Resync: resync, Recorder: t.rec, Log: slog.New(slog.NewTextHandler(t.log, nil)), Policy: policy.New(nil, policy.Drop)}
+	for i, s := range states {
+		l := &fakeLayer{id: layer.ID{Name: fmt.Sprint("fake", i/2), Family: imds.Families[i%2]}, state: s}
+		c.Layers = append(c.Layers, l)
+	}
+	t.l = c.Layers[0].(*fakeLayer)
+	t.Guard = New(c)
+	return t
+}
+
+// look lets the first layer's keeper look once.
+func (t test) look() { t.keepers[0].look() }
 
 func TestFirstInstallIsNoDrift(t *testing.T) {
-	g, layer, rec, _ := newTest(enforce.Missing)
-	g.Enforce()
-	if layer.repairs != 1 || !g.Status().Protected {
-		t.Errorf("repairs %d, protected %t", layer.repairs, g.Status().Protected)
+	g := newTest(layer.Missing)
+	g.look()
+	if g.l.repairs != 1 || !g.Status().Protected {
+		t.Errorf("repairs %d, protected %t", g.l.repairs, g.Status().Protected)
 	}
-	if len(rec.drift) != 0 || rec.success != 0 {
-		t.Errorf("drift %v, repairs counted %d", rec.drift, rec.success)
+	if len(g.rec.drift) != 0 || g.rec.success != 0 {
+		t.Errorf("drift %v, repairs counted %d", g.rec.drift, g.rec.success)
 	}
 }
 
 func TestDriftIsRepairedAndCounted(t *testing.T) {
-	for _, s := range []enforce.State{enforce.Missing, enforce.Shadowed, enforce.Displaced, enforce.Duplicate} {
-		g, layer, rec, log := newTest(enforce.Enforced)
-		g.Enforce()
-		layer.set(s)
-		g.Enforce()
-		if layer.repairs != 1 || rec.drift[s] != 1 || rec.success != 1 || !g.Status().Protected {
-			t.Errorf("%s: repairs %d, drift %v, success %d", s, layer.repairs, rec.drift, rec.success)
+	for _, s := range []layer.State{layer.Missing, leaking, untidy} {
+		g := newTest(layer.Enforced)
+		g.look()
+		g.l.state = s
+		g.look()
+		if g.l.repairs != 1 || g.rec.drift[s] != 1 || g.rec.success != 1 || !g.Status().Protected {
+			t.Errorf("%s: repairs %d, drift %v, success %d", s, g.l.repairs, g.rec.drift, g.rec.success)
 		}
-		if !strings.Contains(log.String(), "reason="+string(s)) {
-			t.Errorf("%s: the log says %q", s, log)
+		if !strings.Contains(g.log.String(), "layer=fake0 family=ipv4 reason="+s.String()) {
+			t.Errorf("%s: the log says %q", s, g.log)
 		}
 	}
 }
 
 func TestUnknownIsNotProtectedAndNotRepaired(t *testing.T) {
-	g, layer, rec, _ := newTest(enforce.Unknown)
+	g := newTest(layer.Unknown)
 	for range 5 {
-		g.Enforce()
+		g.look()
 	}
-	if layer.repairs != 0 || g.Status().Protected || rec.drift[enforce.Unknown] != 1 || rec.failed != 5 {
-		t.Errorf("repairs %d, protected %t, drift %v, failed %d", layer.repairs, g.Status().Protected, rec.drift, rec.failed)
+	if g.l.repairs != 0 || g.Status().Protected || g.rec.drift[layer.Unknown] != 1 || g.rec.failed != 5 {
+		t.Errorf("repairs %d, protected %t, drift %v, failed %d", g.l.repairs, g.Status().Protected, g.rec.drift, g.rec.failed)
 	}
 }
 
 func TestNothingSupportedIsNotProtected(t *testing.T) {
-	g, _, _, _ := newTest(enforce.Unsupported)
-	g.Enforce()
+	g := newTest(layer.Unsupported)
+	g.look()
 	if g.Status().Protected {
 		t.Error("protected without any family")
 	}
 }
 
-// running runs the loop of a guard in a bubble of fake time while play is the rest of the node.
-func running(t *testing.T, play func(*Guard, *fakeLayer), after func(*counts, string)) {
+// running runs a guard in a bubble of fake time while play is the rest of the node.
+func running(t *testing.T, play func(test), states ...layer.State) (rec *counts, log string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		g, layer, rec, log := newTest(enforce.Enforced)
+		g := newTest(states...)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { g.Run(ctx); close(done) }()
 		synctest.Wait()
-		play(g, layer)
+		play(g)
 		cancel()
 		<-done
-		after(rec, log.String())
+		rec, log = g.rec, g.log.String()
 	})
+	return rec, log
 }
 
 func TestResyncNoticesWithoutBeingWoken(t *testing.T) {
-	running(t, func(g *Guard, layer *fakeLayer) {
-		layer.set(enforce.Missing)
-		time.Sleep(10*time.Second + time.Millisecond)
+	running(t, func(g test) {
+		g.l.set(func() { g.l.state = layer.Missing })
+		time.Sleep(resync - time.Millisecond)
 		synctest.Wait()
-		if layer.repaired() != 1 {
-			t.Errorf("%d repairs after a resync period", layer.repaired())
+		before := g.l.repaired()
+		time.Sleep(2 * time.Millisecond)
+		synctest.Wait()
+		if after := g.l.repaired(); before != 0 || after != 1 {
+			t.Errorf("%d repairs before a resync period is over, %d after", before, after)
 		}
-	}, func(*counts, string) {})
+	}, layer.Enforced)
+}
+
+// A layer may ask for a look before anything else does.
+func TestAgain(t *testing.T) {
+	running(t, func(g test) {
+		g.l.set(func() { g.l.again = time.Second; g.l.state = layer.Unknown })
+		g.Wake()
+		synctest.Wait()
+		before := g.l.looks
+		time.Sleep(time.Second + time.Millisecond)
+		synctest.Wait()
+		if g.l.looks != before+1 {
+			t.Errorf("%d looks in the second after which one was asked for", g.l.looks-before)
+		}
+	}, layer.Enforced)
 }
 
 // A neighbour that puts a harmless rule above ours again and again costs one repair in calmPeriod.
-func TestDisplacedForEver(t *testing.T) {
-	running(t, func(g *Guard, layer *fakeLayer) {
-		layer.mu.Lock()
-		layer.state, layer.undo = enforce.Displaced, enforce.Displaced
-		layer.mu.Unlock()
+func TestUntidyForEver(t *testing.T) {
+	rec, log := running(t, func(g test) {
+		g.l.set(func() { g.l.state, g.l.undo = untidy, untidy })
 		for range 1000 {
 			g.Wake()
 			time.Sleep(100 * time.Millisecond)
 		}
-		if n := layer.repaired(); n < 5 || n > 12 {
+		if n := g.l.repaired(); n < 5 || n > 12 {
 			t.Errorf("%d repairs in 100 s", n)
 		}
-	}, func(rec *counts, log string) {
-		if n := strings.Count(log, "somebody keeps undoing"); n != 1 {
-			t.Errorf("the fight was said %d times", n)
+		if s := g.Status(); !s.Layers[0].Contended {
+			t.Error("the fight does not show")
 		}
-		if n := strings.Count(log, "\n"); n > 15 {
-			t.Errorf("%d log lines:\n%s", n, log)
-		}
-	})
+	}, layer.Enforced)
+	if n := strings.Count(log, "somebody keeps undoing"); n != 1 || rec.errors == 0 {
+		t.Errorf("the fight was said %d times, %d repairs failed", n, rec.errors)
+	}
+	if n := strings.Count(log, "\n"); n > 15 {
+		t.Errorf("%d log lines:\n%s", n, log)
+	}
 }
 
 // A neighbour that shadows ours again and again is answered at once, then at a bounded rate, and the log stays short.
-func TestShadowedForEver(t *testing.T) {
-	running(t, func(g *Guard, layer *fakeLayer) {
-		layer.mu.Lock()
-		layer.state, layer.undo = enforce.Shadowed, enforce.Shadowed
-		layer.mu.Unlock()
+func TestLeakingForEver(t *testing.T) {
+	_, log := running(t, func(g test) {
+		g.l.set(func() { g.l.state, g.l.undo = leaking, leaking })
 		for range 10_000 {
 			g.Wake()
 			time.Sleep(10 * time.Millisecond)
 		}
-		if n := layer.repaired(); n < urgentBurst || n > urgentBurst+100*urgentPerSecond+5 {
+		if n := g.l.repaired(); n < urgentBurst || n > urgentBurst+100*urgentPerSecond+5 {
 			t.Errorf("%d repairs in 100 s", n)
 		}
-		layer.mu.Lock()
-		layer.undo = ""
-		layer.mu.Unlock()
+		g.l.set(func() { g.l.undo = layer.State{} })
 		time.Sleep(quietAfter + 20*time.Second)
 		synctest.Wait()
-		if !g.Status().Protected {
-			t.Error("not protected after the fight")
+		if !g.Status().Protected || g.Status().Layers[0].Contended {
+			t.Error("not protected after the fight, or the fight goes on")
 		}
-	}, func(rec *counts, log string) {
-		if began, ended := strings.Count(log, "somebody keeps undoing"), strings.Count(log, "nobody undoes"); began != 1 || ended != 1 {
-			t.Errorf("the fight was said %d times, its end %d times", began, ended)
+	}, layer.Enforced)
+	if began, ended := strings.Count(log, "somebody keeps undoing"), strings.Count(log, "nobody undoes"); began != 1 || ended != 1 {
+		t.Errorf("the fight was said %d times, its end %d times", began, ended)
+	}
+	if n := strings.Count(log, "\n"); n > 20 {
+		t.Errorf("%d log lines:\n%s", n, log)
+	}
+}
+
+// Another program's start moves rules a dozen times within a few seconds, each undoing a repair, and is then done: no fight.
+func TestBusyStartIsNoFight(t *testing.T) {
+	_, log := running(t, func(g test) {
+		for range 12 {
+			g.l.set(func() { g.l.state = leaking })
+			g.Wake()
+			time.Sleep(500 * time.Millisecond)
+			if g.Status().Layers[0].Contended {
+				t.Error("contended")
+			}
 		}
-		if n := strings.Count(log, "\n"); n > 20 {
-			t.Errorf("%d log lines:\n%s", n, log)
+		time.Sleep(2 * time.Minute)
+		// The next one, later, is no more a fight than the first.
+		for range 12 {
+			g.l.set(func() { g.l.state = leaking })
+			g.Wake()
+			time.Sleep(500 * time.Millisecond)
 		}
-	})
+	}, layer.Enforced)
+	if strings.Contains(log, "somebody keeps undoing") {
+		t.Errorf("it was called a fight:\n%s", log)
+	}
+	if n := strings.Count(log, "rules drifted"); n == 0 || n > 2*(linesBurst+1) {
+		t.Errorf("%d lines about 24 drifts", n)
+	}
 }
 
 func TestFailedRepairsBackOff(t *testing.T) {
-	running(t, func(g *Guard, layer *fakeLayer) {
-		layer.mu.Lock()
-		layer.state, layer.failing = enforce.Missing, errors.New("no")
-		layer.mu.Unlock()
+	rec, log := running(t, func(g test) {
+		g.l.set(func() { g.l.state, g.l.failing = layer.Missing, errors.New("no") })
 		for range 1000 {
 			g.Wake()
 			time.Sleep(100 * time.Millisecond)
 		}
-		if n := layer.repaired(); n < 10 || n > 25 {
-			t.Errorf("%d attempts in 100 s", n)
+		// 10, 20, … 1280 ms, then every maxRetry.
+		if n, most := g.l.repaired(), 8+int(100*time.Second/maxRetry); n < most-5 || n > most+2 {
+			t.Errorf("%d attempts in 100 s, want about %d", n, most)
 		}
-		layer.mu.Lock()
-		layer.failing = nil
-		layer.mu.Unlock()
+		g.l.set(func() { g.l.failing = nil })
 		time.Sleep(maxRetry + time.Second)
 		synctest.Wait()
 		if !g.Status().Protected {
 			t.Error("not protected after repairs work again")
 		}
-	}, func(rec *counts, log string) {
-		if rec.success != 1 || strings.Count(log, "repairing rules failed") != 1 {
-			t.Errorf("success %d, log:\n%s", rec.success, log)
-		}
-	})
+	}, layer.Enforced)
+	if rec.success != 1 || strings.Count(log, "repairing rules failed") != 1 {
+		t.Errorf("success %d, log:\n%s", rec.success, log)
+	}
 }
 
 // In a fight a repair now and then fails because the chain has just changed. One that is accepted ends the back-off, even if
 // it is undone before it is read back: else the pauses would only ever grow.
 func TestAcceptedRepairEndsTheBackOff(t *testing.T) {
-	running(t, func(g *Guard, layer *fakeLayer) {
-		layer.mu.Lock()
-		layer.state, layer.failing = enforce.Missing, errors.New("no")
-		layer.mu.Unlock()
+	running(t, func(g test) {
+		g.l.set(func() { g.l.state, g.l.failing = layer.Missing, errors.New("no") })
 		g.Wake()
 		time.Sleep(time.Second)
-		before := layer.repaired()
-		layer.mu.Lock()
-		layer.failing, layer.undo = nil, enforce.Missing
-		layer.mu.Unlock()
+		before := g.l.repaired()
+		g.l.set(func() { g.l.failing, g.l.undo = nil, layer.Missing })
 		time.Sleep(maxRetry)
 		synctest.Wait()
-		if layer.repaired() == before || g.tended[0].pacer.failures != 0 {
-			t.Errorf("%d repairs, then %d; %d failures in a row", before, layer.repaired(), g.tended[0].pacer.failures)
+		if g.l.repaired() == before || g.keepers[0].pacer.failures != 0 {
+			t.Errorf("%d repairs, then %d; %d failures in a row", before, g.l.repaired(), g.keepers[0].pacer.failures)
 		}
-	}, func(*counts, string) {})
+	}, layer.Enforced)
 }
 
 // A storm of wake-ups is bounded: a look costs commands.
 func TestLooksAreBounded(t *testing.T) {
-	running(t, func(g *Guard, layer *fakeLayer) {
+	running(t, func(g test) {
 		for range 10_000 {
 			g.Wake()
 			time.Sleep(time.Millisecond)
 		}
-		layer.mu.Lock()
-		defer layer.mu.Unlock()
-		if n := layer.reads; n > looksBurst+10*looksPerSecond+5 {
+		g.l.mu.Lock()
+		defer g.l.mu.Unlock()
+		if n := g.l.looks; n > looksBurst+10*looksPerSecond+5 || n < looksBurst {
 			t.Errorf("%d looks in 10 s", n)
 		}
-	}, func(*counts, string) {})
+	}, layer.Enforced)
 }
 
-// What was read too long ago proves nothing, even if nobody says otherwise because the loop hangs.
+// What was read too long ago proves nothing, even if nobody says otherwise because the keeper hangs.
 func TestStatusGoesStale(t *testing.T) {
-	g, _, _, _ := newTest(enforce.Missing)
-	if s := g.Status(); s.Protected || s.Layers[0].State != enforce.Unknown {
+	g := newTest(layer.Missing)
+	if s := g.Status(); s.Protected || s.Layers[0].State != layer.Unknown {
 		t.Errorf("before the first look: %+v", s)
 	}
-	g.Enforce()
+	g.look()
 	now := time.Now()
-	if s := g.board.status(now.Add(29 * time.Second)); !s.Protected || s.Layers[0].State != enforce.Enforced {
+	if s := g.board.status(now.Add(freshPeriods*resync - time.Second)); !s.Protected || s.Layers[0].State != layer.Enforced {
 		t.Errorf("within three resync periods: %+v", s)
 	}
-	if s := g.board.status(now.Add(31 * time.Second)); s.Protected || s.Layers[0].State != enforce.Unknown {
+	if s := g.board.status(now.Add(freshPeriods*resync + time.Second)); s.Protected || s.Layers[0].State != layer.Unknown {
 		t.Errorf("after three resync periods: %+v", s)
+	}
+	if b := newBoard(100 * time.Millisecond); b.fresh != minFresh {
+		t.Errorf("with a short resync period, readings are out of date after %s", b.fresh)
 	}
 }
 
 // Drift shows before the repair, which may take long.
 func TestDriftShowsDuringTheRepair(t *testing.T) {
-	g, layer, _, _ := newTest(enforce.Enforced)
-	g.Enforce()
-	layer.mu.Lock()
-	layer.state = enforce.Missing
-	layer.during = func() {
+	g := newTest(layer.Enforced)
+	g.look()
+	g.l.state = layer.Missing
+	g.l.during = func() {
 		if g.Status().Protected {
 			t.Error("protected while the rule is missing")
 		}
 	}
-	layer.mu.Unlock()
-	g.Enforce()
-	if layer.repairs != 1 || !g.Status().Protected {
-		t.Errorf("repairs %d, protected %t", layer.repairs, g.Status().Protected)
+	g.look()
+	if g.l.repairs != 1 || !g.Status().Protected {
+		t.Errorf("repairs %d, protected %t", g.l.repairs, g.Status().Protected)
 	}
+}
+
+// A layer that hangs delays no other, and is unknown a second after it was woken in vain.
+func TestHangingLayerDelaysNoOther(t *testing.T) {
+	running(t, func(g test) {
+		other := g.keepers[1].layer.(*fakeLayer)
+		hang := make(chan struct{})
+		other.set(func() { other.hang = hang })
+		g.Wake()
+		synctest.Wait()
+		for range 20 {
+			g.l.set(func() { g.l.state = layer.Missing })
+			g.Wake()
+			synctest.Wait()
+			if s := g.Status().Layers[0].State; s != layer.Enforced {
+				t.Fatalf("the layer beside it is %s", s)
+			}
+		}
+		if !g.Status().Protected {
+			t.Error("unknown before a second was over")
+		}
+		time.Sleep(wakeServed + time.Millisecond)
+		if s := g.Status(); s.Protected || s.Layers[1].State != layer.Unknown || s.Layers[0].State != layer.Enforced {
+			t.Errorf("a second after the wake: %+v", s)
+		}
+		other.set(func() { other.hang = nil })
+		close(hang)
+		synctest.Wait()
+		if !g.Status().Protected {
+			t.Errorf("when it hangs no more: %+v", g.Status())
+		}
+	}, layer.Enforced, layer.Enforced)
+}
+
+// A wake that comes in the middle of a look counts from then on, and not from the look's begin.
+func TestWakeDuringALook(t *testing.T) {
+	running(t, func(g test) {
+		hang := make(chan struct{})
+		g.l.set(func() { g.l.hang = hang })
+		time.Sleep(resync + time.Millisecond) // the resync: nobody says that anything has changed
+		synctest.Wait()
+		time.Sleep(2 * wakeServed)
+		if !g.Status().Protected {
+			t.Error("a look that nobody asked for made the state unknown")
+		}
+		g.Wake()
+		time.Sleep(wakeServed - time.Millisecond)
+		if !g.Status().Protected {
+			t.Error("unknown within a second")
+		}
+		time.Sleep(2 * time.Millisecond)
+		if g.Status().Protected {
+			t.Error("protected although a wake has waited for a second")
+		}
+		g.l.set(func() { g.l.hang = nil })
+		close(hang)
+		synctest.Wait()
+		if !g.Status().Protected {
+			t.Error("not protected after the look that the wake asked for")
+		}
+	}, layer.Enforced)
+}
+
+// What a look knows to be out of date before it hangs, counts at once.
+func TestDoubtCountsAtOnce(t *testing.T) {
+	running(t, func(g test) {
+		hang := make(chan struct{})
+		g.l.set(func() { g.l.hang, g.l.doubts = hang, "the summary has changed" })
+		g.Wake()
+		synctest.Wait()
+		s := g.Status()
+		if s.Protected || s.Layers[0].State != layer.Unknown || s.Layers[0].Detail != "the summary has changed" {
+			t.Errorf("%+v", s)
+		}
+		g.l.set(func() { g.l.hang, g.l.doubts = nil, "" })
+		close(hang)
+		synctest.Wait()
+		if !g.Status().Protected {
+			t.Error("not protected after the look")
+		}
+	}, layer.Enforced)
+}
+
+// Another place, such as another backend, has yet to be installed in: that is no drift.
+func TestNewPlaceIsNoDrift(t *testing.T) {
+	g := newTest(layer.Missing)
+	g.look()
+	g.l.state, g.l.place = layer.Missing, "elsewhere"
+	g.look()
+	if len(g.rec.drift) != 0 || g.l.repairs != 2 || !g.Status().Protected {
+		t.Errorf("drift %v, %d repairs", g.rec.drift, g.l.repairs)
+	}
+	if n := strings.Count(g.log.String(), "rules installed"); n != 2 {
+		t.Errorf("%d installs in the log:\n%s", n, g.log)
+	}
+	g.l.state = layer.Missing
+	g.look()
+	if g.rec.drift[layer.Missing] != 1 {
+		t.Errorf("drift in the same place: %v", g.rec.drift)
+	}
+}
+
+func TestPolicyIsReplacedWhileRunning(t *testing.T) {
+	running(t, func(g test) {
+		g.SetPolicy(policy.New(nil, policy.Reject))
+		synctest.Wait()
+		g.l.mu.Lock()
+		defer g.l.mu.Unlock()
+		if g.l.policy.Verdict() != policy.Reject {
+			t.Errorf("the last look was by %s", g.l.policy)
+		}
+	}, layer.Enforced)
+}
+
+// A family is protected by one layer of it, and an unsupported layer protects nothing.
+func TestProtected(t *testing.T) {
+	for _, c := range []struct {
+		states []layer.State // of the layers fake0 ipv4, fake0 ipv6, fake1 ipv4, fake1 ipv6
+		want   bool
+	}{
+		{[]layer.State{layer.Enforced, layer.Enforced}, true},
+		{[]layer.State{layer.Enforced, layer.Unsupported}, true},
+		{[]layer.State{layer.Unsupported, layer.Unsupported}, false},
+		{[]layer.State{layer.Enforced, layer.Unknown}, false},
+		{[]layer.State{untidy, layer.Enforced}, true},
+		{[]layer.State{leaking, layer.Enforced}, false},
+		{[]layer.State{layer.Unknown, layer.Enforced, layer.Enforced, layer.Enforced}, true},
+		{[]layer.State{layer.Enforced, layer.Unknown, layer.Enforced, layer.Unsupported}, false},
+		{nil, false},
+	} {
+		var layers []LayerStatus
+		for i, s := range c.states {
+			layers = append(layers, LayerStatus{
+				ID: layer.ID{Name: fmt.Sprint("fake", i/2), Family: imds.Families[i%2]}, Reading: layer.Reading{State: s},
+			})
+		}
+		if got := protected(layers); got != c.want {
+			t.Errorf("%v: protected %t", c.states, got)
+		}
+	}
+}
+
+// First waits for every layer, but not for ever for one that hangs.
+func TestFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTest(layer.Missing, layer.Missing)
+		other := g.keepers[1].layer.(*fakeLayer)
+		hang := make(chan struct{})
+		other.hang = hang
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { g.Run(ctx); close(done) }()
+		start := time.Now()
+		g.First(time.Minute)
+		if waited := time.Since(start); waited != time.Minute {
+			t.Errorf("waited %s for a layer that hangs", waited)
+		}
+		if g.Status().Layers[0].State != layer.Enforced {
+			t.Error("the other layer is not enforced")
+		}
+		close(hang)
+		g.First(time.Minute)
+		if !g.Status().Protected {
+			t.Error("not protected after the first looks")
+		}
+		cancel()
+		<-done
+	})
 }

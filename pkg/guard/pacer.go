@@ -1,12 +1,23 @@
-// How often a layer may be repaired, and how a fight with another agent is told from single accidents.
+// How often a layer may be repaired.
+
 package guard
 
 import (
 	"time"
 
 	"golang.org/x/time/rate"
+)
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+const (
+	// Repairs of a state that lets packets through are done at once up to burst, then at this rate, at which two agents
+	// that both want the top of the chain cost a few per cent of a core for as long as they fight.
+	urgentPerSecond = 5
+	urgentBurst     = 100
+	// calmPeriod is the pause between repairs of a state in which packets are stopped all the same.
+	calmPeriod = 10 * time.Second
+	// The pause after a failed repair doubles from minRetry to maxRetry. It is short, since packets may pass meanwhile.
+	minRetry = 10 * time.Millisecond
+	maxRetry = 2 * time.Second
 )
 
 // pacer holds repairs back.
@@ -14,6 +25,13 @@ type pacer struct {
 	urgent, calm *rate.Limiter
 	failures     int
 	notBefore    time.Time
+}
+
+func newPacer() pacer {
+	return pacer{
+		urgent: rate.NewLimiter(urgentPerSecond, urgentBurst),
+		calm:   rate.NewLimiter(rate.Every(calmPeriod), 1),
+	}
 }
 
 // wait returns how long a repair has to wait; with zero it is allowed, and counted.
@@ -42,40 +60,4 @@ func (p *pacer) failed() time.Duration {
 	p.failures++
 	p.notBefore = time.Now().Add(pause)
 	return pause
-}
-
-const (
-	// A drift that comes within undoneWithin of a repair undoes it; contestedAfter of them in a row are a fight, and it is
-	// over when a repair has lasted for quietAfter.
-	undoneWithin   = 30 * time.Second
-	contestedAfter = 4
-	quietAfter     = time.Minute
-)
-
-// contest tells a fight: another agent that wants the top of the chain too, or somebody who flushes in a loop.
-type contest struct {
-	on         bool
-	undone     int
-	lastRepair time.Time
-}
-
-// drifted notes a drift and reports whether it makes the contest begin.
-func (c *contest) drifted(now time.Time) (began bool) {
-	if now.Sub(c.lastRepair) > undoneWithin {
-		if !c.on {
-			c.undone = 0
-		}
-		return false
-	}
-	c.undone++
-	began = !c.on && c.undone >= contestedAfter
-	c.on = c.on || began
-	return began
-}
-
-func (c *contest) repaired(now time.Time) { c.lastRepair = now }
-
-// over reports whether the contest has come to its end.
-func (c *contest) over(now time.Time, s enforce.State) bool {
-	return c.on && !s.Drifted() && now.Sub(c.lastRepair) >= quietAfter
 }

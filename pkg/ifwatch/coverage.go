@@ -1,11 +1,10 @@
-// Which pod-side interfaces no pattern matches.
+// Which interfaces no pattern matches, and what to do about it.
+
 package ifwatch
 
 import (
-	"log/slog"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 )
@@ -20,53 +19,15 @@ func Uncovered(interfaces []Interface, patterns []ifpattern.Pattern) []Interface
 // prefixes are the beginnings of names after which comes a part that differs from pod to pod.
 var prefixes = []string{"eni", "vlan", "cali", "lxc", "knet", "veth", "br-", "cni"}
 
-// Suggest is the pattern that would cover an interface.
-func Suggest(name string) string {
-	for _, p := range prefixes {
-		if strings.HasPrefix(name, p) {
-			return p + "+"
-		}
+// Fix says what to do so that a pattern covers an interface.
+func Fix(name string) string {
+	text := name
+	if i := slices.IndexFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }); i >= 0 {
+		text = prefixes[i] + "+"
 	}
-	return name
-}
-
-// SettleTime is for how long an interface must be uncovered before the log names it: a CNI plugin makes a veth first and
-// puts it into its bridge, or gives it its name, later.
-const SettleTime = time.Second
-
-// Reporter names uncovered interfaces, each once for as long as it stays. It is not safe for concurrent use.
-type Reporter struct {
-	Log *slog.Logger
-	// Told is called with every interface that is named, and with what would cover it. It may be nil.
-	Told  func(name, fix string)
-	since map[Interface]time.Time
-	told  map[Interface]bool
-}
-
-// Report takes the interfaces that are uncovered now. It returns the names of those that have been for SettleTime, and whether
-// there are others, of which it will know by then.
-func (r *Reporter) Report(now time.Time, uncovered []Interface) (settled []string, settling bool) {
-	since, told := map[Interface]time.Time{}, map[Interface]bool{}
-	for _, i := range uncovered {
-		since[i], told[i] = now, r.told[i]
-		if first, known := r.since[i]; known {
-			since[i] = first
-		}
-		if now.Sub(since[i]) < SettleTime {
-			settling = true
-			continue
-		}
-		settled = append(settled, i.Name)
-		if !told[i] {
-			told[i] = true
-			fix := "add --interface " + Suggest(i.Name)
-			r.Log.Warn("no rule covers a pod-side interface: its pods can reach the metadata service",
-				"interface", i.Name, "kind", i.Kind, "fix", fix)
-			if r.Told != nil {
-				r.Told(i.Name, fix)
-			}
-		}
+	p, err := ifpattern.Parse(text)
+	if err != nil { // the kernel allows names that the configuration doesn't: with a comma, a quote, a plus in the middle
+		return "no --interface value can name it; rename the interface"
 	}
-	r.since, r.told = since, told
-	return settled, settling
+	return "add --interface " + p.String()
 }

@@ -1,61 +1,43 @@
-// Package ifwatch turns netlink into a picture of the pod-side interfaces of the node.
+// One listing of the interfaces.
+
 package ifwatch
 
 import (
 	"errors"
 	"fmt"
-	"net"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 )
 
-// List returns the pod-side interfaces of the calling thread's network namespace.
-func List() ([]Interface, error) {
+// Interface is one by which packets enter FORWARD: the one that `-i` has to match there.
+type Interface struct {
+	Name string
+	// Kind is the kernel's name of its type, e.g. veth or bridge.
+	Kind string
+}
+
+// Picture is what was listed last.
+type Picture struct {
+	// Interfaces are the pod-side ones: those by which the packets of pods enter FORWARD.
+	Interfaces []Interface
+	// Tunnels are those by which packets enter FORWARD that came to the node inside of other packets, from pods too. Their
+	// Kind is the tunnel's, also where a bridge, say, stands for the tunnel.
+	Tunnels []Interface
+	// Err says why all of this may be different by now.
+	Err error
+}
+
+// List makes a picture of the calling thread's network namespace.
+func List() (Picture, error) {
 	links, err := consistent(netlink.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("listing interfaces: %w", err)
+		return Picture{}, fmt.Errorf("listing interfaces: %w", err)
 	}
 	uplinks, err := findUplinks()
 	if err != nil {
-		return nil, err
+		return Picture{}, err
 	}
-	return podSide(links, uplinks), nil
-}
-
-// findUplinks returns the indexes of the links that carry a default route, in any routing table (Amazon VPC CNI has one
-// for each network interface), or the route to the endpoint.
-func findUplinks() (map[int]bool, error) {
-	uplinks := map[int]bool{}
-	note := func(routes []netlink.Route) {
-		for _, r := range routes {
-			uplinks[r.LinkIndex] = true
-			for _, hop := range r.MultiPath {
-				uplinks[hop.LinkIndex] = true
-			}
-		}
-	}
-	for _, f := range enforce.Families {
-		family := netlink.FAMILY_V4
-		if f == enforce.IPv6 {
-			family = netlink.FAMILY_V6
-		}
-		defaults, err := consistent(func() ([]netlink.Route, error) {
-			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Dst: nil},
-				netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
-		})
-		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			return nil, fmt.Errorf("listing default routes (%s): %w", f, err)
-		}
-		note(defaults)
-		// No route at all is no error: the node has no uplink of this family yet.
-		if routes, err := netlink.RouteGet(net.IP(f.Endpoint().Addr().AsSlice())); err == nil {
-			note(routes)
-		}
-	}
-	return uplinks, nil
+	return Picture{Interfaces: podSide(links, uplinks), Tunnels: tunnels(links)}, nil
 }
 
 // consistent repeats a dump that the kernel says was changed under way, and takes the last one as it is: the change has

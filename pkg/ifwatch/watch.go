@@ -1,4 +1,5 @@
 // The watching of the interfaces.
+
 package ifwatch
 
 import (
@@ -11,7 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/imds-guard/imds-guard/pkg/keep"
+	"github.com/imds-guard/imds-guard/pkg/subscription"
 )
 
 const (
@@ -37,19 +38,12 @@ type Watch struct {
 	// Resync is the longest time between two listings.
 	Resync   time.Duration
 	Recorder Recorder
-	// Wake is called when a pod-side interface has come or gone.
+	// Wake is called when a pod-side interface or a tunnel has come or gone.
 	Wake func()
 	// Lost is called when events were lost, or the interfaces could not be listed.
 	Lost func(error)
 
 	picture atomic.Pointer[Picture]
-}
-
-// Picture is what was listed last.
-type Picture struct {
-	Interfaces []Interface
-	// Err says why the interfaces may be others by now.
-	Err error
 }
 
 // ErrNotListed is the Err of the picture before the first listing.
@@ -65,7 +59,7 @@ func (w *Watch) Picture() Picture {
 
 // Run watches until ctx ends. It subscribes, then lists, so that nothing falls between; and subscribes again whenever the
 // subscription breaks, which vishvananda/netlink does on any receive error by closing its channel.
-func (w *Watch) Run(ctx context.Context) { keep.Following(ctx, w.follow, w.Lost) }
+func (w *Watch) Run(ctx context.Context) { subscription.Keep(ctx, w.follow, w.Lost) }
 
 func (w *Watch) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -83,6 +77,7 @@ func (w *Watch) follow(ctx context.Context) error {
 		},
 	})
 	if err != nil {
+		w.resync() // so that the picture grows no older than the pause before the next attempt
 		return fmt.Errorf("subscribing to interfaces: %w", err)
 	}
 	dirty := make(chan struct{}, 1)
@@ -136,17 +131,18 @@ func (w *Watch) list() {
 	old := w.Picture()
 	found, err := List()
 	if err != nil {
-		w.picture.Store(&Picture{Interfaces: old.Interfaces, Err: err})
+		w.picture.Store(&Picture{old.Interfaces, old.Tunnels, err})
 		if old.Err == nil || errors.Is(old.Err, ErrNotListed) {
 			w.Lost(err) // once, until it works again
 		}
 		return
 	}
-	w.picture.Store(&Picture{Interfaces: found})
-	added, removed := missingFrom(found, old.Interfaces), missingFrom(old.Interfaces, found)
+	w.picture.Store(&found)
+	added, removed := missingFrom(found.Interfaces, old.Interfaces), missingFrom(old.Interfaces, found.Interfaces)
 	w.Recorder.Added(added)
 	w.Recorder.Removed(removed)
-	if added+removed > 0 || old.Err != nil {
+	tunnels := missingFrom(found.Tunnels, old.Tunnels) + missingFrom(old.Tunnels, found.Tunnels)
+	if added+removed+tunnels > 0 || old.Err != nil {
 		w.Wake()
 	}
 }

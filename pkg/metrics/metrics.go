@@ -1,4 +1,4 @@
-// Package metrics exports what the loop and the watchers saw, and answers the kubelet's probes.
+// Package metrics exports what the keepers and the watchers saw, and answers the kubelet's probes.
 //
 // The names are a contract with dashboards and alerts; docs/operations.md explains each. Every label value that can be
 // known beforehand exists at zero from the start, so that rate() and alerts work from the first scrape on.
@@ -12,8 +12,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -40,6 +41,7 @@ type Metrics struct {
 	// Status tells what is known when it is asked for. Set it before the first scrape.
 	Status func() guard.Status
 
+	looks      *prometheus.CounterVec
 	drift      *prometheus.CounterVec
 	repairs    *prometheus.CounterVec
 	repairTime *prometheus.HistogramVec
@@ -51,18 +53,25 @@ type Metrics struct {
 	backend    *prometheus.GaugeVec
 }
 
+// Layer is a layer whose series exist from the start, with the states that it can be in.
+type Layer struct {
+	layer.ID
+	States []layer.State
+}
+
 // New makes the metrics. version and commit describe the build; requests are the operations that Requested is called with.
-func New(version, commit string, families []enforce.Family, requests []string) *Metrics {
+func New(version, commit string, layers []Layer, requests []string) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
+		looks:    counterVec("looks_total", "How often a layer was looked at, whatever was found.", "layer", "family"),
 		drift: counterVec("drift_total", "How often the rules were found in another state than they were left in.",
-			"family", "reason"),
-		repairs: counterVec("repairs_total", "Attempts to repair drifted rules.", "family", "result"),
+			"layer", "family", "reason"),
+		repairs: counterVec("repairs_total", "Attempts to repair drifted rules.", "layer", "family", "result"),
 		repairTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    prefix + "repair_duration_seconds",
 			Help:    "Time from a drift being noticed to the rules read back in place.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}, []string{"family"}),
+		}, []string{"layer", "family"}),
 		interfaces: gaugeVec("interfaces", "Pod-side interfaces of the node, by what keeps their packets from the endpoint.",
 			"coverage"),
 		events: counterVec("interface_events_total", "Pod-side interfaces that came or went, and full listings that no "+
@@ -76,25 +85,29 @@ func New(version, commit string, families []enforce.Family, requests []string) *
 	build := gaugeVec("build_info", "1; the labels describe the build.", "version", "commit", "goversion")
 	build.WithLabelValues(version, commit, runtime.Version()).Set(1)
 
-	m.Registry.MustRegister(statusCollector{m}, m.drift, m.repairs, m.repairTime, m.interfaces, m.events, m.failures,
+	m.Registry.MustRegister(statusCollector{m, layers}, m.looks, m.drift, m.repairs, m.repairTime, m.interfaces, m.events, m.failures,
 		m.lost, m.requests, m.backend, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	m.zero(families, requests)
+	m.zero(layers, requests)
 	return m
 }
 
-func (m *Metrics) zero(families []enforce.Family, requests []string) {
-	for _, f := range families {
-		family := string(f)
-		for _, s := range enforce.DriftStates {
-			m.drift.WithLabelValues(family, string(s))
+func (m *Metrics) zero(layers []Layer, requests []string) {
+	for _, l := range layers {
+		m.looks.WithLabelValues(l.Name, string(l.Family))
+		for _, s := range l.States {
+			if s.Drifted() {
+				m.drift.WithLabelValues(l.Name, string(l.Family), s.String())
+			}
 		}
-		m.repairs.WithLabelValues(family, result(true))
-		m.repairs.WithLabelValues(family, result(false))
-		m.repairTime.WithLabelValues(family)
+		m.repairs.WithLabelValues(l.Name, string(l.Family), result(true))
+		m.repairs.WithLabelValues(l.Name, string(l.Family), result(false))
+		m.repairTime.WithLabelValues(l.Name, string(l.Family))
+	}
+	for _, f := range imds.Families {
 		for _, op := range rules.Operations {
 			for _, reason := range rules.Reasons {
-				m.failures.WithLabelValues(family, string(op), string(reason))
+				m.failures.WithLabelValues(string(f), string(op), string(reason))
 			}
 		}
 	}
@@ -113,27 +126,27 @@ func (m *Metrics) zero(families []enforce.Family, requests []string) {
 	}
 }
 
+// Looked implements guard.Recorder.
+func (m *Metrics) Looked(id layer.ID) { m.looks.WithLabelValues(id.Name, string(id.Family)).Inc() }
+
 // Drift implements guard.Recorder.
-func (m *Metrics) Drift(f enforce.Family, s enforce.State) {
-	m.drift.WithLabelValues(string(f), string(s)).Inc()
+func (m *Metrics) Drift(id layer.ID, s layer.State) {
+	m.drift.WithLabelValues(id.Name, string(id.Family), s.String()).Inc()
 }
 
 // Repaired implements guard.Recorder.
-func (m *Metrics) Repaired(f enforce.Family, ok bool, took time.Duration) {
-	m.repairs.WithLabelValues(string(f), result(ok)).Inc()
+func (m *Metrics) Repaired(id layer.ID, ok bool, took time.Duration) {
+	m.repairs.WithLabelValues(id.Name, string(id.Family), result(ok)).Inc()
 	if ok {
-		m.repairTime.WithLabelValues(string(f)).Observe(took.Seconds())
+		m.repairTime.WithLabelValues(id.Name, string(id.Family)).Observe(took.Seconds())
 	}
 }
 
-// Failed implements guard.Recorder.
-func (m *Metrics) Failed(f enforce.Family, err error) {
-	var command *rules.CommandError
-	if errors.As(err, &command) {
-		m.failures.WithLabelValues(string(f), string(command.Operation), string(command.Reason)).Inc()
-		return
+// Failed implements guard.Recorder. Commands are counted; of what else fails in a look, the state tells.
+func (m *Metrics) Failed(_ layer.ID, err error) {
+	if command, ok := errors.AsType[*rules.CommandError](err); ok {
+		m.failures.WithLabelValues(string(command.Family), string(command.Operation), string(command.Reason)).Inc()
 	}
-	m.failures.WithLabelValues(string(f), string(rules.OpList), string(rules.ReasonOther)).Inc()
 }
 
 // Interfaces says how many pod-side interfaces rules in force cover, and how many none does.

@@ -1,4 +1,6 @@
-// What is known of the layers, judged at every scrape: a gauge that was set once would stay green while the loop hangs.
+// What is known of the layers, judged at every scrape: a gauge that was set once would stay green while a
+// keeper hangs.
+
 package metrics
 
 import (
@@ -6,25 +8,27 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
 var (
-	protectedDesc = prometheus.NewDesc(prefix+"protected", "1 while every family and layer asked for was read back from the "+
-		"kernel as stopping the pods' packets to the endpoint, else 0.", nil, nil)
+	protectedDesc = prometheus.NewDesc(prefix+"protected", "1 while every family's packets from pods to the endpoint are "+
+		"stopped by at least one layer that was read back from the kernel, else 0.", nil, nil)
 	stateDesc = prometheus.NewDesc(prefix+"rule_state", "1 for the state that the rules are known to be in, else 0.",
-		[]string{"family", "state"}, nil)
+		[]string{"layer", "family", "state"}, nil)
 	verifiedDesc = prometheus.NewDesc(prefix+"last_verified_timestamp_seconds", "Unix time at which the rules were last "+
-		"read back from the kernel as stopping the pods' packets; 0 if never.", []string{"family"}, nil)
+		"read back from the kernel as stopping the pods' packets; 0 if never.", []string{"layer", "family"}, nil)
 	contendedDesc = prometheus.NewDesc(prefix+"contended", "1 while somebody keeps undoing the repairs, which then go on at "+
-		"a bounded rate.", []string{"family"}, nil)
+		"a bounded rate.", []string{"layer", "family"}, nil)
 	blockedDesc = prometheus.NewDesc(prefix+"blocked_packets_total", "Packets that the kernel says the rules stopped, as of "+
-		"the last look.", []string{"family", "layer"}, nil)
+		"the last look.", []string{"layer", "family"}, nil)
 )
 
-// statusCollector turns the status into metrics. A second layer of a family, when there is one, will need its states
-// merged here; blocked_packets_total has the label for it.
-type statusCollector struct{ m *Metrics }
+// statusCollector turns the status into metrics.
+type statusCollector struct {
+	m      *Metrics
+	layers []Layer
+}
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
@@ -41,14 +45,23 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	status := c.m.Status()
 	gauge(protectedDesc, bool01(status.Protected))
 	for _, l := range status.Layers {
-		family := string(l.Family)
-		for _, s := range enforce.States {
-			gauge(stateDesc, bool01(s == l.State), family, string(s))
+		name, family := l.Name, string(l.Family)
+		for _, s := range c.states(l.ID) {
+			gauge(stateDesc, bool01(s == l.State), name, family, s.String())
 		}
-		gauge(verifiedDesc, unixSeconds(l.Verified), family)
-		gauge(contendedDesc, bool01(l.Contended), family)
-		ch <- prometheus.MustNewConstMetric(blockedDesc, prometheus.CounterValue, float64(l.Blocked), family, l.Layer)
+		gauge(verifiedDesc, unixSeconds(l.Verified), name, family)
+		gauge(contendedDesc, bool01(l.Contended), name, family)
+		ch <- prometheus.MustNewConstMetric(blockedDesc, prometheus.CounterValue, float64(l.Blocked), name, family)
 	}
+}
+
+func (c statusCollector) states(id layer.ID) []layer.State {
+	for _, l := range c.layers {
+		if l.ID == id {
+			return l.States
+		}
+	}
+	return nil
 }
 
 func unixSeconds(t time.Time) float64 {

@@ -1,7 +1,10 @@
 // The legacy backend's side: which tables are loaded, and the kernel's own summary of one.
+
 package netfilter
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,15 +15,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
 // LegacyTables lists the legacy tables that are loaded in this network namespace; none where the kernel has no legacy
 // iptables. Reading the list loads nothing, unlike any iptables-legacy command.
-func LegacyTables(f enforce.Family) ([]string, error) {
+func LegacyTables(f imds.Family) ([]string, error) {
 	// thread-self, since /proc/net is the main thread's namespace.
 	file := "/proc/thread-self/net/ip_tables_names"
-	if f == enforce.IPv6 {
+	if f == imds.IPv6 {
 		file = "/proc/thread-self/net/ip6_tables_names"
 	}
 	text, err := os.ReadFile(file)
@@ -45,6 +48,13 @@ type LegacyInfo struct {
 	Entries, Size uint32
 }
 
+// Forward is how many bytes the rules of FORWARD take: it changes with every rule that is put into that chain or taken out
+// of it, and with none of the other chains.
+func (i LegacyInfo) Forward() uint32 {
+	const forward = 2 // NF_INET_FORWARD, linux/netfilter.h
+	return i.Underflow[forward] - i.HookEntry[forward]
+}
+
 // emptyEntries is how many entries the filter table has when nobody has written to it: three policies and the end mark.
 const emptyEntries = 4
 
@@ -60,9 +70,9 @@ type LegacySocket struct {
 }
 
 // NewLegacySocket opens a socket to ask about a family's tables.
-func NewLegacySocket(f enforce.Family) (*LegacySocket, error) {
+func NewLegacySocket(f imds.Family) (*LegacySocket, error) {
 	domain, level := unix.AF_INET, unix.SOL_IP
-	if f == enforce.IPv6 {
+	if f == imds.IPv6 {
 		domain, level = unix.AF_INET6, unix.SOL_IPV6
 	}
 	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -89,8 +99,57 @@ func (s *LegacySocket) Info(table string) (LegacyInfo, error) {
 	return info, nil
 }
 
+// HasChain reports whether a table has a user-defined chain of this name. Unlike a command it neither waits for the lock nor
+// forks. The kernel keeps the beginning of such a chain as a rule with the target ERROR, which carries the name (struct
+// xt_error_target of linux/netfilter/x_tables.h).
+func (s *LegacySocket) HasChain(table, chain string) (bool, error) {
+	var entries []byte
+	for range 3 { // the size may change between the two questions
+		info, err := s.Info(table)
+		if err != nil {
+			return false, err
+		}
+		if entries, err = s.entries(table, info.Size); err == nil {
+			break
+		} else if !errors.Is(err, unix.EAGAIN) {
+			return false, err
+		}
+	}
+	mark := make([]byte, xtTargetName+1) // the name of the target, and its revision
+	copy(mark, "ERROR")
+	return bytes.Contains(entries, append(append(mark, chain...), 0)), nil
+}
+
+// xtTargetName is the size of a target's name (XT_EXTENSION_MAXNAMELEN of linux/netfilter/x_tables.h).
+const xtTargetName = 29
+
+// entries is IPT_SO_GET_ENTRIES: the table's rules, of so many bytes, as the kernel has them.
+func (s *LegacySocket) entries(table string, size uint32) ([]byte, error) {
+	const head = 40 // struct ipt_get_entries: the table's name, the size, and padding
+	buffer := make([]byte, head+size)
+	copy(buffer[:32], table)
+	binary.NativeEndian.PutUint32(buffer[32:], size)
+	length := uint32(len(buffer))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), uintptr(s.level), getInfo+1,
+		uintptr(unsafe.Pointer(&buffer[0])), uintptr(unsafe.Pointer(&length)), 0)
+	if errno != 0 {
+		return nil, fmt.Errorf("reading the entries of legacy table %s: %w", table, errno)
+	}
+	return buffer[head:], nil
+}
+
+// HasLegacyChain is LegacySocket.HasChain with a socket of its own, for a table that is loaded.
+func HasLegacyChain(f imds.Family, table, chain string) (bool, error) {
+	s, err := NewLegacySocket(f)
+	if err != nil {
+		return false, err
+	}
+	defer s.Close()
+	return s.HasChain(table, chain)
+}
+
 // ReadLegacyInfo is Info with a socket of its own, for a table that is loaded; ok is false where it is not.
-func ReadLegacyInfo(f enforce.Family, table string) (info LegacyInfo, ok bool, err error) {
+func ReadLegacyInfo(f imds.Family, table string) (info LegacyInfo, ok bool, err error) {
 	tables, err := LegacyTables(f)
 	if err != nil || !slices.Contains(tables, table) {
 		return info, false, err

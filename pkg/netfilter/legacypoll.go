@@ -1,4 +1,5 @@
 // The watcher of legacy iptables, of which the kernel sends no notifications.
+
 package netfilter
 
 import (
@@ -11,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
 const (
@@ -25,7 +26,7 @@ const (
 
 // LegacyPoll follows the summaries of the legacy filter tables.
 type LegacyPoll struct {
-	families []enforce.Family
+	families []imds.Family
 	wake     func()
 	lost     func(error)
 	on       chan bool
@@ -33,7 +34,7 @@ type LegacyPoll struct {
 
 // NewLegacyPoll makes a poll that is off: reading a summary would load the table where legacy is not in use. wake is called
 // when a summary has changed, lost when one can't be read, once until it can be again.
-func NewLegacyPoll(wake func(), lost func(error), families ...enforce.Family) *LegacyPoll {
+func NewLegacyPoll(wake func(), lost func(error), families ...imds.Family) *LegacyPoll {
 	return &LegacyPoll{families: families, wake: wake, lost: lost, on: make(chan bool, 1)}
 }
 
@@ -97,7 +98,7 @@ func (p *LegacyPoll) follow(ctx context.Context) (on bool) {
 
 // polled is one family's filter table as it was last seen.
 type polled struct {
-	family enforce.Family
+	family imds.Family
 	socket *LegacySocket // nil until it could be opened
 	last   LegacyInfo
 	lost   bool

@@ -1,7 +1,5 @@
-// Package netfilter asks the kernel itself about iptables, without forking a command: what nftables has in FORWARD, whether
-// a chain or a legacy table exists, and that something has changed. It changes nothing, but for NFT.PutBack.
-//
-// Every call works in the network namespace of the calling thread and needs CAP_NET_ADMIN.
+// The socket on which nftables is asked, and how.
+
 package netfilter
 
 import (
@@ -13,26 +11,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
-
-// NFTChain is what nftables knows of a base chain that iptables-nft uses, and iptables-nft does not say.
-type NFTChain struct {
-	// Exists and Hooked: a chain of that name without a hook is never entered.
-	Exists, Hooked bool
-	// Dormant: the table's hooks are switched off (`nft add table ip filter { flags dormant; }`), its rules do nothing.
-	Dormant bool
-	// Rules, from the top.
-	Rules []NFTRule
-}
-
-// nfProto is the nfgen_family of a family's tables (NFPROTO_IPV4, NFPROTO_IPV6).
-func nfProto(f enforce.Family) uint8 {
-	if f == enforce.IPv6 {
-		return unix.NFPROTO_IPV6
-	}
-	return unix.NFPROTO_IPV4
-}
 
 // NFT asks nftables. It keeps its socket, and with it the network namespace of the thread that asked first: every close
 // of a netfilter socket waits until the kernel has destroyed what the last transaction deleted, which takes an RCU grace
@@ -40,63 +20,130 @@ func nfProto(f enforce.Family) uint8 {
 //
 // The zero value is ready. It is not safe for concurrent use.
 type NFT struct {
-	socket map[int]*nl.SocketHandle
+	opened   bool
+	socket   int
+	sequence uint32
+	buffer   []byte // for one packet of answers
 }
+
+// answerBuffer holds the largest packet of answers, of which the kernel makes none over 32 KiB (netlink_recvmsg in
+// net/netlink/af_netlink.c). However long a chain is, no more of it is in memory at once.
+const answerBuffer = 64 << 10
 
 // askTimeout bounds one answer of the kernel, which comes at once unless something is very wrong.
 var askTimeout = unix.Timeval{Sec: 5}
 
 func (n *NFT) open() error {
-	if n.socket != nil {
+	if n.opened {
 		return nil
 	}
-	s, err := nl.Subscribe(unix.NETLINK_NETFILTER) // to no group: a socket to ask by
+	socket, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return fmt.Errorf("opening a netfilter socket: %w", err)
 	}
-	if err := errors.Join(s.SetSendTimeout(&askTimeout), s.SetReceiveTimeout(&askTimeout)); err != nil {
-		s.Close()
+	if err := errors.Join(
+		unix.SetsockoptTimeval(socket, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &askTimeout),
+		unix.SetsockoptTimeval(socket, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &askTimeout),
+	); err != nil {
+		_ = unix.Close(socket)
 		return fmt.Errorf("setting the time-outs of a netfilter socket: %w", err)
 	}
-	n.socket = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: s}}
+	n.socket, n.opened = socket, true
+	if n.buffer == nil {
+		n.buffer = make([]byte, answerBuffer)
+	}
 	return nil
 }
 
 // Close closes the socket; the next question opens another.
 func (n *NFT) Close() {
-	for _, s := range n.socket {
-		s.Close()
+	if n.opened {
+		_ = unix.Close(n.socket)
 	}
-	n.socket = nil
+	n.opened = false
 }
 
-// askTries is how often a dump is made that somebody's writing interrupts, in whatever table of the namespace.
-const askTries = 10
+// request makes a message about a family's tables, and numbers it.
+func (n *NFT) request(f imds.Family, message, flags int, attrs ...*nl.RtAttr) []byte {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
+	n.sequence++
+	req.Seq = n.sequence
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfProto(f), Version: unix.NFNETLINK_V0})
+	for _, a := range attrs {
+		req.AddData(a)
+	}
+	return req.Serialize()
+}
 
-// ask asks for objects of nftables; a missing one is no error but no answer.
-func (n *NFT) ask(f enforce.Family, message, flags int, attrs ...*nl.RtAttr) (answers [][]byte, err error) {
+// exchange sends messages and hands on every answer until one is the last. An answer's bytes are valid only until answer
+// returns. After an error the socket is closed, since an answer that was not read may be left in it.
+func (n *NFT) exchange(messages []byte, answer func(syscall.NetlinkMessage) (last bool, err error)) error {
 	if err := n.open(); err != nil {
-		return nil, err
+		return err
 	}
-	for range askTries {
-		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
-		req.Sockets = n.socket
-		req.AddData(&nl.Nfgenmsg{NfgenFamily: nfProto(f), Version: unix.NFNETLINK_V0})
-		for _, a := range attrs {
-			req.AddData(a)
-		}
-		answers, err = req.Execute(unix.NETLINK_NETFILTER, 0)
-		if !errors.Is(err, nl.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
+	err := n.exchangeOpened(messages, answer)
 	if err != nil {
-		n.Close() // an answer that was not read may be left in it
+		n.Close()
 	}
-	return answers, err
+	return err
+}
+
+func (n *NFT) exchangeOpened(messages []byte, answer func(syscall.NetlinkMessage) (last bool, err error)) error {
+	if err := unix.Sendto(n.socket, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	for {
+		size, _, err := unix.Recvfrom(n.socket, n.buffer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		answers, err := syscall.ParseNetlinkMessage(n.buffer[:size])
+		if err != nil {
+			return fmt.Errorf("parsing an answer of nftables: %w", err)
+		}
+		for _, a := range answers {
+			if last, err := answer(a); last || err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// get asks for one object and returns its attributes, nil if there is none.
+func (n *NFT) get(f imds.Family, message int, attrs ...*nl.RtAttr) (object map[uint16]syscall.NetlinkRouteAttr, err error) {
+	err = n.exchange(n.request(f, message, unix.NLM_F_ACK, attrs...), func(a syscall.NetlinkMessage) (bool, error) {
+		if a.Header.Type == unix.NLMSG_ERROR {
+			if err := errnoOf(a); err != nil && !errors.Is(err, unix.ENOENT) {
+				return true, err
+			}
+			return true, nil
+		}
+		object, err = parseNFT(append([]byte(nil), a.Data...))
+		return false, err
+	})
+	return object, err
+}
+
+// errnoOf is the error that an acknowledgement carries, or the end of a dump; nil for success.
+func errnoOf(a syscall.NetlinkMessage) error {
+	if len(a.Data) < 4 {
+		return nil
+	}
+	if errno := int32(binary.NativeEndian.Uint32(a.Data)); errno < 0 {
+		return syscall.Errno(-errno)
+	}
+	return nil
+}
+
+// nfProto is the nfgen_family of a family's tables (NFPROTO_IPV4, NFPROTO_IPV6).
+func nfProto(f imds.Family) uint8 {
+	if f == imds.IPv6 {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
 }
 
 func nameAttr(kind int, name string) *nl.RtAttr { return nl.NewRtAttr(kind, nl.ZeroTerminated(name)) }
@@ -115,8 +162,11 @@ const attrTypeMask = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 // parseList parses netlink attributes in their order.
 func parseList(b []byte) ([]syscall.NetlinkRouteAttr, error) {
 	// nl.ParseRouteAttr steps over the padding of the last attribute whether it is there or not, and panics if not.
-	padded := make([]byte, (len(b)+3)&^3)
-	copy(padded, b)
+	padded := b
+	if len(b)%4 != 0 {
+		padded = make([]byte, (len(b)+3)&^3)
+		copy(padded, b)
+	}
 	list, err := nl.ParseRouteAttr(padded)
 	if err != nil {
 		return nil, fmt.Errorf("parsing nftables attributes: %w", err)
@@ -137,74 +187,18 @@ func parseAttrs(b []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
 	return attrs, nil
 }
 
-// HasChain reports whether nftables has this chain in this family.
-func (n *NFT) HasChain(f enforce.Family, table, chain string) (bool, error) {
-	answers, err := n.ask(f, unix.NFT_MSG_GETCHAIN, 0,
-		nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain))
-	if err != nil {
-		return false, fmt.Errorf("looking for nftables chain %s/%s (%s): %w", table, chain, f, err)
+// be32 is a numeric attribute of nftables, which are in network byte order; 0 if it is absent.
+func be32(a syscall.NetlinkRouteAttr) uint32 {
+	if len(a.Value) != 4 {
+		return 0
 	}
-	return len(answers) > 0, nil
+	return binary.BigEndian.Uint32(a.Value)
 }
 
-// ReadChain reads a chain. It costs some microseconds, however many rules the other chains have.
-func (n *NFT) ReadChain(f enforce.Family, table, chain string) (NFTChain, error) {
-	c, err := n.readChain(f, table, chain)
-	if err != nil {
-		return NFTChain{}, fmt.Errorf("reading nftables chain %s/%s (%s): %w", table, chain, f, err)
+// be64 is be32 for 64 bits.
+func be64(a syscall.NetlinkRouteAttr) uint64 {
+	if len(a.Value) != 8 {
+		return 0
 	}
-	return c, nil
-}
-
-func (n *NFT) readChain(f enforce.Family, table, chain string) (c NFTChain, err error) {
-	answers, err := n.ask(f, unix.NFT_MSG_GETTABLE, 0, nameAttr(unix.NFTA_TABLE_NAME, table))
-	if err != nil || len(answers) == 0 {
-		return c, err
-	}
-	attrs, err := parseNFT(answers[0])
-	if err != nil {
-		return c, err
-	}
-	if flags := attrs[unix.NFTA_TABLE_FLAGS].Value; len(flags) == 4 {
-		c.Dormant = binary.BigEndian.Uint32(flags)&unix.NFT_TABLE_F_DORMANT != 0
-	}
-	answers, err = n.ask(f, unix.NFT_MSG_GETCHAIN, 0,
-		nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain))
-	if err != nil || len(answers) == 0 {
-		return c, err
-	}
-	attrs, err = parseNFT(answers[0])
-	if err != nil {
-		return c, err
-	}
-	c.Exists = true
-	_, c.Hooked = attrs[unix.NFTA_CHAIN_HOOK]
-
-	c.Rules, err = n.readRules(f, table, chain)
-	return c, err
-}
-
-// ReadRules reads the rules of a chain alone, in a third of the time; a chain that does not exist has none.
-func (n *NFT) ReadRules(f enforce.Family, table, chain string) ([]NFTRule, error) {
-	rules, err := n.readRules(f, table, chain)
-	if err != nil {
-		return nil, fmt.Errorf("reading the nftables rules of %s/%s (%s): %w", table, chain, f, err)
-	}
-	return rules, nil
-}
-
-func (n *NFT) readRules(f enforce.Family, table, chain string) (rules []NFTRule, err error) {
-	answers, err := n.ask(f, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP,
-		nameAttr(unix.NFTA_RULE_TABLE, table), nameAttr(unix.NFTA_RULE_CHAIN, chain))
-	if err != nil {
-		return nil, err
-	}
-	for _, answer := range answers {
-		attrs, err := parseNFT(answer)
-		if err != nil {
-			return nil, err
-		}
-		rules = append(rules, parseNFTRule(f, attrs[unix.NFTA_RULE_EXPRESSIONS].Value))
-	}
-	return rules, nil
+	return binary.BigEndian.Uint64(a.Value)
 }

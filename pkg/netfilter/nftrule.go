@@ -1,31 +1,47 @@
 // One nftables rule, as far as a rule of iptables-nft has to be told from others.
+
 package netfilter
 
 import (
 	"encoding/binary"
 	"net/netip"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
 // NFTRule is one rule of an NFTChain.
 type NFTRule struct {
+	// Handle is the kernel's number of the rule. No other rule of the table ever gets the same.
+	Handle uint64
+	// Position is how many rules stand above.
+	Position int
 	// Odd: the rule was not written by iptables-nft and has an expression that iptables-nft leaves out or misprints
 	// when it lists the rule. Seen with 1.8.9: `ip daddr > 10.0.0.1 accept` is listed as `-d 10.0.0.1/32 -j ACCEPT`,
 	// a set lookup as no match at all, and of two matches of one field the second alone, under the negation of the
 	// first.
 	Odd bool
+	// Jump: the verdict is a jump or goto. iptables-nft lists one to a chain called DROP or LOG, which nft allows, like
+	// the target of that name.
+	Jump bool
+	// Stops: whatever packet the rule matches goes no further. Never set with Odd.
+	Stops bool
 	// Plain: the rule matches on In and Dest, both set, perhaps on TCP, and on nothing else, and Target is DROP or REJECT.
 	// These are meaningful only then.
-	Plain  bool
-	In     string // an interface pattern in iptables syntax
-	Dest   netip.Addr
-	TCP    bool
-	Target string
-	// Expressions is the rule as the kernel has it, for PutBack.
+	Plain      bool
+	In         string // an interface pattern in iptables syntax
+	Dest       netip.Addr
+	TCP        bool
+	Target     string
+	RejectWith string // as iptables prints it, for the errors that imds-guard uses
+	// Names: the Scope's address is somewhere in the rule.
+	Names bool
+	// Packets is the rule's packet counter.
+	Packets uint64
+	// Expressions is the rule as the kernel has it, for Replace.
 	Expressions []byte
 }
 
@@ -35,27 +51,35 @@ type load int
 const (
 	loadOther load = iota
 	loadIn
+	loadInIndex
 	loadDest
 	loadDestPart // its first bytes, for a prefix
 	loadProtocol
 	loadPorts
 )
 
+// loaded is the last load expression: what, and into which register.
+type loaded struct {
+	what     load
+	register uint32
+}
+
 // parseNFTRule reads a rule's expressions (linux/netfilter/nf_tables.h). What iptables-nft writes and lists as it is
 // (iptables/nft.c and nft-shared.c) are loads of addresses, interfaces, protocols and ports, comparisons of them for
 // equality, ranges of ports, xtables matches and targets, a counter, and a verdict; everything else makes the rule odd.
-func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
-	odd := NFTRule{Odd: true}
+func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
+	odd := NFTRule{Odd: true, Expressions: expressions}
 	list, err := parseList(expressions)
 	if err != nil {
 		return odd
 	}
 	r := NFTRule{Plain: true, Expressions: expressions}
-	last := loadOther
+	var last loaded
 	loads := map[load]int{}
+	verdicts := 0
 	for _, e := range list {
 		attrs, err := parseAttrs(e.Value)
-		if err != nil {
+		if err != nil || verdicts > 0 { // what follows a verdict is never evaluated
 			return odd
 		}
 		data, err := parseAttrs(attrs[unix.NFTA_EXPR_DATA].Value)
@@ -64,52 +88,71 @@ func parseNFTRule(f enforce.Family, expressions []byte) NFTRule {
 		}
 		switch unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME].Value) {
 		case "meta":
-			last = loadOther
-			switch be32(data[unix.NFTA_META_KEY]) {
-			case unix.NFT_META_IIFNAME, unix.NFT_META_IIF:
-				last = loadIn
-			case unix.NFT_META_L4PROTO:
-				last = loadProtocol
-			}
-			loads[last]++
+			last = loaded{metaLoad(data), be32(data[unix.NFTA_META_DREG])}
+			loads[last.what]++
 		case "payload":
-			last = payloadLoad(f, data)
-			loads[last]++
+			last = loaded{payloadLoad(f, data), be32(data[unix.NFTA_PAYLOAD_DREG])}
+			loads[last.what]++
 		case "cmp":
 			equal := be32(data[unix.NFTA_CMP_OP]) == unix.NFT_CMP_EQ
-			if !equal && be32(data[unix.NFTA_CMP_OP]) != unix.NFT_CMP_NEQ && last != loadPorts {
+			if !equal && be32(data[unix.NFTA_CMP_OP]) != unix.NFT_CMP_NEQ && last.what != loadPorts ||
+				be32(data[unix.NFTA_CMP_SREG]) != last.register {
 				return odd
 			}
-			r.Plain = r.Plain && equal && r.compare(last, data)
+			r.Plain = r.Plain && equal && r.compare(last.what, data)
 		case "range":
-			if last != loadPorts {
+			if last.what != loadPorts {
 				return odd
 			}
 			r.Plain = false
 		case "counter":
+			r.Packets = be64(data[unix.NFTA_COUNTER_PACKETS])
 		case "immediate":
+			code, ok := verdictOf(data)
+			if !ok {
+				return odd
+			}
+			verdicts++
 			r.Target = "DROP"
-			r.Plain = r.Plain && isDrop(data)
+			r.Stops = code == nfDrop
+			r.Jump = code == unix.NFT_JUMP || code == unix.NFT_GOTO
+			r.Plain = r.Plain && r.Stops
 		case "target":
+			verdicts++
 			r.Target = unix.ByteSliceToString(data[unix.NFTA_TARGET_NAME].Value)
+			r.Stops = r.Target == "REJECT"
+			r.RejectWith = rejectWith(f, data[unix.NFTA_TARGET_INFO].Value)
 		case "bitwise", "match", "limit", "log":
 			r.Plain = false
 		default:
 			return odd
 		}
 	}
-	if loads[loadIn] > 1 || loads[loadProtocol] > 1 || loads[loadDest]+loads[loadDestPart] > 1 {
+	if loads[loadIn]+loads[loadInIndex] > 1 || loads[loadProtocol] > 1 || loads[loadDest]+loads[loadDestPart] > 1 {
 		return odd
 	}
 	r.Plain = r.Plain && r.In != "" && r.Dest.IsValid() && (r.Target == "DROP" || r.Target == "REJECT")
 	return r
 }
 
+// metaLoad says what a meta expression loads.
+func metaLoad(data map[uint16]syscall.NetlinkRouteAttr) load {
+	switch be32(data[unix.NFTA_META_KEY]) {
+	case unix.NFT_META_IIFNAME:
+		return loadIn
+	case unix.NFT_META_IIF:
+		return loadInIndex
+	case unix.NFT_META_L4PROTO:
+		return loadProtocol
+	}
+	return loadOther
+}
+
 // payloadLoad says what a payload expression loads. The destination address is at byte 16 of the IPv4 header (RFC 791)
 // and at byte 24 of the IPv6 header (RFC 8200).
-func payloadLoad(f enforce.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
+func payloadLoad(f imds.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
 	offset, length := uint32(16), uint32(4)
-	if f == enforce.IPv6 {
+	if f == imds.IPv6 {
 		offset, length = 24, 16
 	}
 	switch base := be32(data[unix.NFTA_PAYLOAD_BASE]); {
@@ -132,8 +175,7 @@ func (r *NFTRule) compare(last load, data map[uint16]syscall.NetlinkRouteAttr) b
 	value := nested[unix.NFTA_DATA_VALUE].Value
 	switch last {
 	case loadIn:
-		// A wildcard is a comparison of the prefix alone, a whole name is compared with its terminating zero. (An
-		// interface given by index, which iptables never writes, makes no name that could be ours.)
+		// A wildcard is a comparison of the prefix alone, a whole name is compared with its terminating zero.
 		r.In = unix.ByteSliceToString(value)
 		if len(r.In) == len(value) {
 			r.In += "+"
@@ -150,24 +192,41 @@ func (r *NFTRule) compare(last load, data map[uint16]syscall.NetlinkRouteAttr) b
 	return false
 }
 
-// isDrop reports whether an immediate expression is the verdict drop (NF_DROP, linux/netfilter.h).
-func isDrop(data map[uint16]syscall.NetlinkRouteAttr) bool {
+// nfDrop is NF_DROP (linux/netfilter.h).
+const nfDrop = 0
+
+// verdictOf is the verdict of an immediate expression, false if it is none: NF_DROP, NF_ACCEPT, NFT_JUMP and so on.
+func verdictOf(data map[uint16]syscall.NetlinkRouteAttr) (code int32, ok bool) {
 	value, err := parseAttrs(data[unix.NFTA_IMMEDIATE_DATA].Value)
 	if err != nil {
-		return false
+		return 0, false
 	}
 	verdict, err := parseAttrs(value[unix.NFTA_DATA_VERDICT].Value)
 	if err != nil {
-		return false
+		return 0, false
 	}
-	code := verdict[unix.NFTA_VERDICT_CODE].Value
-	return len(code) == 4 && binary.BigEndian.Uint32(code) == 0
+	attr := verdict[unix.NFTA_VERDICT_CODE]
+	return int32(be32(attr)), len(attr.Value) == 4
 }
 
-// be32 is a numeric attribute of nftables, which are in network byte order; 0 if it is absent.
-func be32(a syscall.NetlinkRouteAttr) uint32 {
-	if len(a.Value) != 4 {
-		return 0
+// rejectCodes are the errors of linux/netfilter_ipv4/ipt_REJECT.h and linux/netfilter_ipv6/ip6t_REJECT.h that imds-guard uses.
+func rejectCodes(f imds.Family) map[string]uint32 {
+	if f == imds.IPv6 {
+		return map[string]uint32{"icmp6-port-unreachable": 4, "tcp-reset": 6}
 	}
-	return binary.BigEndian.Uint32(a.Value)
+	return map[string]uint32{"icmp-port-unreachable": 3, "tcp-reset": 7}
+}
+
+// rejectWith is the error that a REJECT answers with, by its name or else by its number.
+func rejectWith(f imds.Family, info []byte) string {
+	if len(info) < 4 {
+		return ""
+	}
+	with := binary.NativeEndian.Uint32(info)
+	for name, code := range rejectCodes(f) {
+		if code == with {
+			return name
+		}
+	}
+	return strconv.Itoa(int(with))
 }

@@ -1,4 +1,5 @@
-// The one write: putting rules back that iptables-nft had written.
+// The writes: putting rules where they belong that iptables-nft had written.
+
 package netfilter
 
 import (
@@ -10,51 +11,81 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// PutBack inserts rules at the top of a chain, in this order and in one transaction, with their counters at zero. Against
-// a command, which takes over a millisecond to get so far, it is quick enough to come before the process that deleted the
-// rules has closed its socket, and with it taken the lock on which every later transaction waits for 5 to 30 ms (see NFT).
+// Replace inserts rules at the top of a chain, in this order and with their counters at zero, and deletes those with the
+// handles given, all in one transaction. It is an error, and nothing is done, if the chain or one of the handles does not
+// exist.
 //
-// It is an error, and nothing is done, if the chain does not exist.
-func (n *NFT) PutBack(f enforce.Family, table, chain string, rules []NFTRule) error {
-	if err := n.putBack(f, table, chain, rules); err != nil {
-		n.Close() // an answer that was not read may be left in it
-		return fmt.Errorf("putting %d nftables rules back into %s/%s (%s): %w", len(rules), table, chain, f, err)
+// Against a command, which takes over a millisecond to get so far, it is quick enough to come before the process that
+// deleted a rule has closed its socket, and with it taken the lock on which every later transaction waits for 5 to 30 ms
+// (see NFT). And a handle can't hit another rule than the one meant, where `iptables -D` goes by what it prints.
+func (n *NFT) Replace(f imds.Family, table, chain string, top []NFTRule, remove []uint64) error {
+	if err := n.transact(n.changes(f, table, chain, top, remove)); err != nil {
+		return fmt.Errorf("putting %d nftables rules at the top of %s/%s (%s) and deleting %d: %w",
+			len(top), table, chain, f, len(remove), err)
 	}
 	return nil
 }
 
-func (n *NFT) putBack(f enforce.Family, table, chain string, rules []NFTRule) error {
-	if err := n.open(); err != nil {
-		return err
+// ReplaceInOwn is Replace in a table of our own, with the name given: in a chain that is hooked where iptables' FORWARD is.
+// Table and chain are made if they are not there.
+func (n *NFT) ReplaceInOwn(f imds.Family, table, chain string, top []NFTRule, remove []uint64) error {
+	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
+	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, nl.BEUint32Attr(unix.NF_INET_FORWARD))
+	hook.AddRtAttr(unix.NFTA_HOOK_PRIORITY, nl.BEUint32Attr(0)) // NF_IP_PRI_FILTER
+	const made = unix.NLM_F_CREATE | unix.NLM_F_ACK
+	frame := [][]byte{
+		n.request(f, unix.NFT_MSG_NEWTABLE, made, nameAttr(unix.NFTA_TABLE_NAME, table)),
+		n.request(f, unix.NFT_MSG_NEWCHAIN, made, nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain), hook,
+			nameAttr(unix.NFTA_CHAIN_TYPE, "filter")),
 	}
-	s := n.socket[unix.NETLINK_NETFILTER]
-	batch := batchMark(unix.NFNL_MSG_BATCH_BEGIN)
-	for i := len(rules) - 1; i >= 0; i-- { // each goes above the one before
-		batch = append(batch, newRule(f, table, chain, rules[i], s)...)
-	}
-	batch = append(batch, batchMark(unix.NFNL_MSG_BATCH_END)...)
-	if err := unix.Sendto(s.Socket.GetFd(), batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	for acknowledged := 0; acknowledged < len(rules); {
-		answers, _, err := s.Socket.Receive()
-		if err != nil {
-			return err
-		}
-		for _, a := range answers {
-			if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 {
-				return errors.New("the kernel's answer is none")
-			}
-			if errno := int32(binary.NativeEndian.Uint32(a.Data)); errno != 0 {
-				return syscall.Errno(-errno)
-			}
-			acknowledged++
-		}
+	if err := n.transact(append(frame, n.changes(f, table, chain, top, remove)...)); err != nil {
+		return fmt.Errorf("putting %d rules into the nftables table %s (%s): %w", len(top), table, f, err)
 	}
 	return nil
+}
+
+// DeleteTable deletes a table with all that is in it. That there is none is no error.
+func (n *NFT) DeleteTable(f imds.Family, table string) error {
+	err := n.transact([][]byte{n.request(f, unix.NFT_MSG_DELTABLE, unix.NLM_F_ACK, nameAttr(unix.NFTA_TABLE_NAME, table))})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("deleting the nftables table %s (%s): %w", table, f, err)
+	}
+	return nil
+}
+
+// changes are the messages of Replace.
+func (n *NFT) changes(f imds.Family, table, chain string, top []NFTRule, remove []uint64) (messages [][]byte) {
+	for i := len(top) - 1; i >= 0; i-- { // each goes above the one before
+		messages = append(messages, n.newRule(f, table, chain, top[i]))
+	}
+	for _, handle := range remove {
+		messages = append(messages, n.request(f, unix.NFT_MSG_DELRULE, unix.NLM_F_ACK, nameAttr(unix.NFTA_RULE_TABLE, table),
+			nameAttr(unix.NFTA_RULE_CHAIN, chain), nl.NewRtAttr(unix.NFTA_RULE_HANDLE, binary.BigEndian.AppendUint64(nil, handle))))
+	}
+	return messages
+}
+
+// transact sends messages, each of which asks for an acknowledgement, as one transaction.
+func (n *NFT) transact(messages [][]byte) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	batch := batchMark(unix.NFNL_MSG_BATCH_BEGIN)
+	for _, m := range messages {
+		batch = append(batch, m...)
+	}
+	batch = append(batch, batchMark(unix.NFNL_MSG_BATCH_END)...)
+	open := len(messages)
+	return n.exchange(batch, func(a syscall.NetlinkMessage) (last bool, err error) {
+		if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 {
+			return true, errors.New("the kernel's answer is none")
+		}
+		open--
+		return open == 0, errnoOf(a)
+	})
 }
 
 // batchMark is the message that begins or ends a transaction.
@@ -65,23 +96,21 @@ func batchMark(kind int) []byte {
 }
 
 // newRule is the message that inserts a rule at the top: without NLM_F_APPEND, NEWRULE does.
-func newRule(f enforce.Family, table, chain string, rule NFTRule, s *nl.SocketHandle) []byte {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_ACK)
-	s.Seq++
-	req.Seq = s.Seq
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfProto(f), Version: unix.NFNETLINK_V0})
-	req.AddData(nameAttr(unix.NFTA_RULE_TABLE, table))
-	req.AddData(nameAttr(unix.NFTA_RULE_CHAIN, chain))
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, zeroCounters(rule.Expressions)))
+func (n *NFT) newRule(f imds.Family, table, chain string, rule NFTRule) []byte {
+	attrs := []*nl.RtAttr{
+		nameAttr(unix.NFTA_RULE_TABLE, table),
+		nameAttr(unix.NFTA_RULE_CHAIN, chain),
+		nl.NewRtAttr(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, zeroCounters(rule.Expressions)),
+	}
 	if rule.TCP {
 		// An xtables target such as REJECT with a reset asks for the protocol when it is made, and the kernel does not
 		// list it.
 		compat := nl.NewRtAttr(unix.NFTA_RULE_COMPAT|unix.NLA_F_NESTED, nil)
 		compat.AddRtAttr(unix.NFTA_RULE_COMPAT_PROTO, nl.BEUint32Attr(unix.IPPROTO_TCP))
 		compat.AddRtAttr(unix.NFTA_RULE_COMPAT_FLAGS, nl.BEUint32Attr(0))
-		req.AddData(compat)
+		attrs = append(attrs, compat)
 	}
-	return req.Serialize()
+	return n.request(f, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_ACK, attrs...)
 }
 
 // zeroCounters returns a copy of a rule's expressions in which every counter is at zero.

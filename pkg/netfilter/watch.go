@@ -1,4 +1,5 @@
 // The watcher of nftables: it only says that something may have changed, and leaves it to the woken one to look.
+
 package netfilter
 
 import (
@@ -15,7 +16,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/keep"
+	"github.com/imds-guard/imds-guard/pkg/subscription"
 )
 
 // watchBuffer is the receive buffer of the nftables subscription in bytes. A restore of 50,000 rules overflows the default
@@ -46,7 +47,7 @@ func (w *NFTWatch) LastWriter() Writer {
 }
 
 // Run follows until ctx ends. It subscribes again whenever the subscription breaks.
-func (w *NFTWatch) Run(ctx context.Context) { keep.Following(ctx, w.follow, w.Lost) }
+func (w *NFTWatch) Run(ctx context.Context) { subscription.Keep(ctx, w.follow, w.Lost) }
 
 func (w *NFTWatch) follow(ctx context.Context) error {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)

@@ -1,4 +1,5 @@
 // How the Kubernetes API is reached.
+
 package node
 
 import (

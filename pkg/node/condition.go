@@ -1,4 +1,5 @@
 // What the node's condition says, and why.
+
 package node
 
 import (
@@ -7,8 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
 // ConditionType is the type of the node condition.
@@ -52,15 +53,16 @@ func Judge(s guard.Status, c Coverage) Condition {
 	var read, wrong, unknown []string
 	for _, l := range s.Layers {
 		switch {
-		case l.State == enforce.Unknown:
+		case l.State == layer.Unknown:
 			unknown = append(unknown, l.String())
 		case !l.State.Protects():
 			wrong = append(wrong, l.String())
-		case l.State != enforce.Unsupported:
-			read = append(read, string(l.Family))
+		case l.State != layer.Unsupported:
+			read = append(read, l.ID.String())
 		}
 	}
 	switch {
+	case s.Protected:
 	case len(wrong) > 0:
 		return Condition{corev1.ConditionFalse, ReasonNotInForce,
 			"Pods may reach the instance metadata service: " + strings.Join(append(wrong, unknown...), "; ")}
@@ -69,15 +71,17 @@ func Judge(s guard.Status, c Coverage) Condition {
 	case len(unknown) > 0:
 		return Condition{corev1.ConditionUnknown, ReasonUnreadable,
 			"It can't be read whether pods reach the instance metadata service: " + strings.Join(unknown, "; ")}
-	case !s.Protected:
+	default:
 		return Condition{corev1.ConditionUnknown, ReasonUnreadable, "No address family is supported on this node."}
+	}
+	switch {
 	case c.Err != nil:
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
 			"The rules are in, but whether they cover every pod is not known: " + c.Err.Error()}
 	case len(c.Uncovered) > 0:
 		return Condition{corev1.ConditionFalse, ReasonNotCovered,
 			"Pods behind these interfaces reach the instance metadata service, because no --interface covers them: " +
-				some(c.Uncovered)}
+				first(c.Uncovered)}
 	}
 	return Condition{corev1.ConditionTrue, ReasonVerified,
 		"Pods are kept from the instance metadata service: the rules for " + strings.Join(read, " and ") +
@@ -87,15 +91,15 @@ func Judge(s guard.Status, c Coverage) Condition {
 // stale reports that what is unknown is so because nobody has looked, or not lately; a reading that failed has an error.
 func stale(s guard.Status) bool {
 	for _, l := range s.Layers {
-		if l.State == enforce.Unknown && l.Err == nil {
+		if l.State == layer.Unknown && l.Err == nil {
 			return true
 		}
 	}
 	return false
 }
 
-// some names the first few: a condition's message is for a person.
-func some(names []string) string {
+// first names the first few: a condition's message is for a person.
+func first(names []string) string {
 	const most = 5
 	if more := len(names) - most; more > 0 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), more)

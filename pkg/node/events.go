@@ -1,5 +1,6 @@
 // Events on the Node. The recorder of client-go counts repetitions in one event, sums up similar ones, and lets no more
 // through than a few at once and then one in five minutes, so that a fight over the rules floods nobody.
+
 package node
 
 import (
@@ -11,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
 // The reasons of the events.
@@ -51,14 +52,14 @@ func newEvents(ctx context.Context, sink record.EventSink, name string) *Events 
 	}
 }
 
-// Repaired says that rules had drifted and were put right.
-func (e *Events) Repaired(f enforce.Family, drift enforce.State) {
-	e.warn(EventRepaired, fmt.Sprintf("%s rules were %s and were put right; the agent's log says who is suspected", f, drift))
+// Repaired says that a layer's rules had drifted and were put right.
+func (e *Events) Repaired(id layer.ID, drift layer.State) {
+	e.warn(EventRepaired, fmt.Sprintf("%s rules were %s and were put right; the agent's log says who is suspected", id, drift))
 }
 
-// Contended says that a fight over the rules has begun.
-func (e *Events) Contended(f enforce.Family) {
-	e.warn(EventContended, fmt.Sprintf("somebody keeps undoing the repairs of the %s rules; they go on, at a bounded rate", f))
+// Contended says that a fight over a layer's rules has begun.
+func (e *Events) Contended(id layer.ID) {
+	e.warn(EventContended, fmt.Sprintf("somebody keeps undoing the repairs of the %s rules; they go on, at a bounded rate", id))
 }
 
 // NotCovered says that pods behind an interface can reach the endpoint.

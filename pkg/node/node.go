@@ -51,8 +51,9 @@ type Client interface {
 // Knowledge is what the guard knows at a moment.
 type Knowledge struct {
 	Condition
-	// Protected: the rules were read back from the kernel as right.
-	Protected bool
+	// Admit: pods may start on this node, so the start-up taint may go. That is a question of its own, decided beside
+	// whether the node is protected.
+	Admit bool
 }
 
 // Reporter keeps the Node up to date. Run is for one goroutine, Wake for any.
@@ -145,7 +146,7 @@ func (r *Reporter) sync(ctx context.Context) (time.Duration, error) {
 	if err := errors.Join(r.untaint(ctx, known), r.confirm(ctx, known.Condition)); err != nil {
 		return 0, err
 	}
-	if known.Protected && tainted(r.node) {
+	if known.Admit && tainted(r.node) {
 		return 0, nil // the answer has shown it: it came back
 	}
 	return min(lookPeriod, max(0, time.Until(r.heartbeat))), nil

@@ -1,5 +1,6 @@
 // The start-up taint, which keeps pods off a new node until its rules are in. The node group puts it there, the agent only
 // takes it away.
+
 package node
 
 import (
@@ -27,14 +28,14 @@ type operation struct {
 	Value []corev1.Taint `json:"value,omitempty"`
 }
 
-// untaint takes the taint away if the node is known to be protected. If somebody else changes the taints meanwhile, it starts
+// untaint takes the taint away if pods may start on the node. If somebody else changes the taints meanwhile, it starts
 // over: a few times, but only once while there is trouble.
 func (r *Reporter) untaint(ctx context.Context, known Knowledge) error {
 	attempts := maxAttempts
 	if r.failures > 0 {
 		attempts = 1
 	}
-	for known.Protected && tainted(r.node) {
+	for known.Admit && tainted(r.node) {
 		if attempts == 0 {
 			return fmt.Errorf("removing the taint %s from the node: somebody puts it back at once", TaintKey)
 		}

@@ -1,4 +1,5 @@
 // The choice of the backend: imds-guard writes where the node's own agents write.
+
 package rules
 
 import (
@@ -6,8 +7,9 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
@@ -29,55 +31,76 @@ var Backends = []Backend{Auto, NFT, Legacy}
 // (kubernetes/enhancements, KEP-3178; kubernetes-sigs/iptables-wrappers looks for the same two).
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// Selector knows which backend is in use and holds its commands.
+// Selector knows which backend is in use. It forks no command and waits for no lock, so that no keeper of a table has to
+// wait for it. It is safe for concurrent use.
 type Selector struct {
-	wish     Backend
-	families []enforce.Family
-	current  Backend
-	commands map[enforce.Family]*command
-	nft      netfilter.NFT
+	// Changed is called when another backend is chosen than before. It may be nil, must not block, and must not be set
+	// after the first choice.
+	Changed func(from, to Backend)
 
-	// mangle is the summary of the legacy mangle tables when they were last searched for hints, so that they are
-	// searched, by a command, only after they have changed.
-	mangle     map[enforce.Family]netfilter.LegacyInfo
-	legacyHint bool
+	wish     Backend
+	families []imds.Family
+
+	mu       sync.Mutex
+	current  Backend
+	versions map[imds.Family]string // of the current backend's iptables
+	nft      netfilter.NFT
+	// mangle is the summary of the legacy mangle tables when they were last searched for hints, so that they are searched
+	// only after they have changed.
+	mangle     map[imds.Family]netfilter.LegacyInfo
+	legacyHint map[imds.Family]bool
 }
 
-// NewSelector chooses a backend. It is an error if no iptables command that could serve is installed.
-func NewSelector(wish Backend, families []enforce.Family) (*Selector, error) {
-	s := &Selector{wish: wish, families: families, mangle: map[enforce.Family]netfilter.LegacyInfo{}}
+// NewSelector chooses a backend. recorded is the one that an agent on this node was using last, or empty: without a better
+// sign it is chosen again. It is an error if no iptables command that could serve is installed.
+func NewSelector(wish Backend, families []imds.Family, recorded Backend) (*Selector, error) {
+	s := &Selector{
+		wish: wish, families: families, versions: map[imds.Family]string{},
+		mangle: map[imds.Family]netfilter.LegacyInfo{}, legacyHint: map[imds.Family]bool{},
+	}
 	if !installed(NFT) && !installed(Legacy) || wish != Auto && !installed(wish) {
 		return nil, fmt.Errorf("finding iptables: none of %s is in PATH; install the package that has them "+
 			"(Debian and Ubuntu: iptables; Amazon Linux and Fedora: iptables-nft or iptables-legacy)", wantedNames(wish))
 	}
-	s.Refresh()
+	if recorded == NFT || recorded == Legacy {
+		s.current = recorded
+	}
+	s.current = s.choose()
 	return s, nil
 }
 
 func wantedNames(wish Backend) string {
 	if wish != Auto {
-		return binaryName(wish, enforce.IPv4)
+		return binaryName(wish, imds.IPv4)
 	}
-	return binaryName(NFT, enforce.IPv4) + ", " + binaryName(Legacy, enforce.IPv4)
+	return binaryName(NFT, imds.IPv4) + ", " + binaryName(Legacy, imds.IPv4)
 }
 
 func installed(b Backend) bool {
-	_, err := exec.LookPath(binaryName(b, enforce.IPv4))
+	_, err := exec.LookPath(binaryName(b, imds.IPv4))
 	return err == nil
 }
 
 // Current is the backend in use.
-func (s *Selector) Current() Backend { return s.current }
+func (s *Selector) Current() Backend {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current
+}
 
-// Refresh chooses anew and reports whether the choice has changed. It forks no command unless the legacy mangle table has
-// changed, and never loads a legacy table.
-func (s *Selector) Refresh() (changed bool) {
-	chosen := s.choose()
-	if chosen == s.current {
-		return false
+// Choose chooses anew, and returns the backend in use from now on. It never loads a legacy table.
+func (s *Selector) Choose() Backend {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.current
+	s.current = s.choose()
+	if s.current != before {
+		s.versions = map[imds.Family]string{}
+		if s.Changed != nil {
+			s.Changed(before, s.current)
+		}
 	}
-	s.current, s.commands = chosen, map[enforce.Family]*command{}
-	return true
+	return s.current
 }
 
 func (s *Selector) choose() Backend {
@@ -112,33 +135,25 @@ func (s *Selector) nftHint() bool {
 }
 
 func (s *Selector) hintInLegacy() bool {
-	changed := false
 	for _, f := range s.families {
-		// An error reads as a table that is not loaded: the choice falls to the other signs.
-		info, _, _ := netfilter.ReadLegacyInfo(f, "mangle")
-		changed = changed || info != s.mangle[f]
-		s.mangle[f] = info
+		info, loaded, err := netfilter.ReadLegacyInfo(f, "mangle")
+		if err != nil {
+			continue // what was known holds until it can be read
+		}
+		if info == s.mangle[f] {
+			continue
+		}
+		found := false
+		for _, chain := range hints {
+			if loaded && !found && err == nil {
+				found, err = netfilter.HasLegacyChain(f, "mangle", chain)
+			}
+		}
+		if err == nil {
+			s.mangle[f], s.legacyHint[f] = info, found
+		}
 	}
-	if changed {
-		s.legacyHint = slices.ContainsFunc(s.families, func(f enforce.Family) bool {
-			return s.mangle[f] != netfilter.LegacyInfo{} && hasLegacyHint(f)
-		})
-	}
-	return s.legacyHint
-}
-
-// hasLegacyHint looks for a hint chain in a loaded mangle table.
-func hasLegacyHint(f enforce.Family) bool {
-	c, err := newCommand(Legacy, f)
-	if err != nil {
-		return false
-	}
-	var chains []string
-	err = c.run(OpList, func() (err error) {
-		chains, err = c.ipt.ListChains("mangle")
-		return err
-	})
-	return err == nil && slices.ContainsFunc(chains, func(chain string) bool { return slices.Contains(hints, chain) })
+	return slices.ContainsFunc(s.families, func(f imds.Family) bool { return s.legacyHint[f] })
 }
 
 // onlyLegacyWritten reports whether somebody uses the legacy filter table and nobody the nft one: without a kubelet, the
@@ -155,25 +170,23 @@ func (s *Selector) onlyLegacyWritten() bool {
 	return legacy
 }
 
-// command returns the current backend's command for a family. A command that can't be had is looked for again each time.
-func (s *Selector) command(f enforce.Family) (*command, error) {
-	if c := s.commands[f]; c != nil {
-		return c, nil
+// ran notes the version of a command that was run.
+func (s *Selector) ran(c *command) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.backend == s.current {
+		s.versions[c.family] = c.version()
 	}
-	c, err := newCommand(s.current, f)
-	if err != nil {
-		return nil, err
-	}
-	s.commands[f] = c
-	return c, nil
 }
 
 // Version is the version of the current backend's iptables, empty until a command of it has run.
 func (s *Selector) Version() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var versions []string
 	for _, f := range s.families {
-		if c := s.commands[f]; c != nil && !slices.Contains(versions, c.version()) {
-			versions = append(versions, c.version())
+		if v := s.versions[f]; v != "" && !slices.Contains(versions, v) {
+			versions = append(versions, v)
 		}
 	}
 	return strings.Join(versions, ",")

@@ -1,5 +1,8 @@
 // The count of packets that the rules stopped, over the life of many copies of them.
+
 package rules
+
+import "slices"
 
 // blocked adds up the kernel's packet counters, which start at zero again whenever a rule is put in again. It never goes
 // back, and rather misses a packet than counts one twice.
@@ -15,14 +18,7 @@ type counted struct {
 }
 
 // add takes the counters of a fresh reading.
-func (b *blocked) add(want []Rule, c Chain) {
-	now := make(map[Rule]counted, len(want))
-	for _, l := range c.Lines {
-		if l.Exact {
-			n := now[l.Rule]
-			now[l.Rule] = counted{n.packets + l.Packets, n.copies + 1}
-		}
-	}
+func (b *blocked) add(want []Rule, now map[Rule]counted) {
 	for _, r := range want {
 		before, after := b.last[r], now[r]
 		switch {
@@ -33,6 +29,30 @@ func (b *blocked) add(want []Rule, c Chain) {
 		}
 	}
 	b.last = now
+}
+
+// counters are those of the wanted rules, as iptables prints them.
+func (c Chain) counters(want []Rule) map[Rule]counted {
+	now := make(map[Rule]counted, len(want))
+	for _, l := range c.Lines {
+		if l.Exact && slices.Contains(want, l.Rule) {
+			n := now[l.Rule]
+			now[l.Rule] = counted{n.packets + l.Packets, n.copies + 1}
+		}
+	}
+	return now
+}
+
+// counters are the same as the kernel has them.
+func (k kernelChain) counters() map[Rule]counted {
+	now := make(map[Rule]counted, len(k.want))
+	for r, copies := range k.copies {
+		for _, copy := range copies {
+			n := now[r]
+			now[r] = counted{n.packets + copy.Packets, n.copies + 1}
+		}
+	}
+	return now
 }
 
 // restart notes that the rules were put in anew, with counters at zero.

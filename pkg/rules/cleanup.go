@@ -1,4 +1,5 @@
 // The removal of everything that imds-guard installs.
+
 package rules
 
 import (
@@ -6,14 +7,14 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
-	"github.com/imds-guard/imds-guard/pkg/netfilter"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
 // Removed is what Cleanup removed from one backend's table of one family.
 type Removed struct {
-	Family  enforce.Family
+	Family  imds.Family
 	Backend Backend
 	Rules   []Rule
 	Copies  int
@@ -21,76 +22,124 @@ type Removed struct {
 
 // Cleanup removes every copy of every rule that imds-guard writes for these patterns, under either verdict, from both
 // backends, and reads back that none is left. It loads no legacy table, and goes on with the rest after an error.
-func Cleanup(families []enforce.Family, patterns []ifpattern.Pattern) (removed []Removed, err error) {
+func Cleanup(families []imds.Family, patterns []ifpattern.Pattern) (removed []Removed, err error) {
 	var errs []error
-	var nft netfilter.NFT
-	defer nft.Close()
-	for _, b := range []Backend{NFT, Legacy} {
-		for _, f := range families {
-			there, err := inUse(&nft, b, f)
-			if err == nil && there {
-				var ours []Rule
-				for _, v := range Verdicts {
-					ours = append(ours, Desired(f, patterns, v)...)
-				}
-				var r Removed
-				r, err = cleanTable(&nft, b, f, ours)
-				if r.Copies > 0 {
-					removed = append(removed, r)
-				}
+	var once []ifpattern.Pattern
+	for _, p := range patterns {
+		if !slices.Contains(once, p) {
+			once = append(once, p)
+		}
+	}
+	for _, f := range families {
+		var ours []Rule
+		for _, v := range policy.Verdicts {
+			ours = append(ours, Desired(f, policy.New(once, v))...)
+		}
+		node := newForward(f, nil)
+		for _, b := range []Backend{NFT, Legacy} {
+			r := Removed{Family: f, Backend: b}
+			err := r.clean(node, ours)
+			if b == NFT {
+				err = errors.Join(err, r.cleanOwn(&node.nft, ours))
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("cleaning the %s rules of iptables-%s: %w", f, b, err))
 			}
+			if r.Copies > 0 {
+				removed = append(removed, r)
+			}
 		}
+		node.nft.Close()
 	}
 	return removed, errors.Join(errs...)
 }
 
-// inUse reports whether a backend has FORWARD, so that there may be something to remove.
-func inUse(nft *netfilter.NFT, b Backend, f enforce.Family) (bool, error) {
-	if b == NFT {
-		return nft.HasChain(f, tableName, chainName)
-	}
-	tables, err := netfilter.LegacyTables(f)
-	return slices.Contains(tables, tableName), err
-}
-
-// cleanTable tries as often as somebody else may plausibly write in between.
-func cleanTable(nft *netfilter.NFT, b Backend, f enforce.Family, ours []Rule) (removed Removed, err error) {
-	removed = Removed{Family: f, Backend: b}
-	c, err := newCommand(b, f)
-	if err != nil {
-		return removed, err
-	}
+// clean tries as often as somebody else may plausibly write in between.
+func (r *Removed) clean(node forward, ours []Rule) (err error) {
 	for range 5 {
-		var chain Chain
-		if chain, err = list(c); err != nil {
-			return removed, err
+		var found, more bool
+		if r.Backend == NFT {
+			found, more, err = r.cleanNFT(node, ours)
+		} else {
+			found, err = r.cleanLegacy(node, ours)
 		}
-		if b == NFT {
-			var there []netfilter.NFTRule
-			if there, err = nft.ReadRules(f, tableName, chainName); err == nil {
-				err = markOdd(f, ours, &chain, there)
-			}
-			if err != nil {
-				continue // perhaps somebody has written in between
-			}
-		}
-		copies := chain.Copies(ours)
-		if len(copies) == 0 {
-			return removed, nil
-		}
-		if err = c.replace(copies, nil); err != nil {
-			continue
-		}
-		for r, n := range copies {
-			removed.Rules = append(removed.Rules, r)
-			removed.Copies += n
+		if err == nil && !found && !more {
+			return nil
 		}
 	}
 	if err == nil {
 		err = errors.New("rules keep coming back; is an agent still running on this node?")
 	}
-	return removed, err
+	return err
+}
+
+// cleanNFT deletes what the kernel's own list shows, by handle: so it works in a chain that iptables can't list, and can't
+// hit a rule that only looks like ours. more says that the list was cut off, or that iptables shows further ones.
+func (r *Removed) cleanNFT(node forward, ours []Rule) (found, more bool, err error) {
+	k, err := readKernel(node.Kernel, r.Family.Endpoint().Addr(), ours)
+	if err != nil || !k.Exists {
+		return false, false, err
+	}
+	var handles []uint64
+	for _, copies := range k.copies {
+		for _, copy := range copies {
+			handles = append(handles, copy.Handle)
+		}
+	}
+	if len(handles) > 0 {
+		if err := node.Replace(nil, handles); err != nil {
+			return true, false, err
+		}
+		r.removed(k.copyCounts())
+		return true, k.Incomplete, nil
+	}
+	if k.Incomplete || k.Length > maxListed {
+		return false, k.Incomplete, nil
+	}
+	// Should the kernel's list not be understood, iptables has the word, if it can list the chain at all.
+	chain, err := list(r.Family, func() ([]string, error) { return node.List(NFT) })
+	if err != nil {
+		return false, false, nil
+	}
+	if len(chain.Lines) != k.Length {
+		return false, true, nil // somebody has written in between
+	}
+	chain.mark(k)
+	copies := chain.Copies(ours)
+	if len(copies) == 0 || chain.lookalikes(ours) {
+		return false, false, nil
+	}
+	if err := node.Move(NFT, copies, nil); err != nil {
+		return true, false, err
+	}
+	r.removed(copies)
+	return true, false, nil
+}
+
+func (r *Removed) cleanLegacy(node forward, ours []Rule) (found bool, err error) {
+	_, loaded, err := node.Summary()
+	if err != nil || !loaded {
+		return false, err
+	}
+	chain, err := list(r.Family, func() ([]string, error) { return node.List(Legacy) })
+	if err != nil {
+		return false, err
+	}
+	copies := chain.Copies(ours)
+	if len(copies) == 0 {
+		return false, nil
+	}
+	if err := node.Move(Legacy, copies, nil); err != nil {
+		return true, err
+	}
+	r.removed(copies)
+	return true, nil
+}
+
+// removed notes what was deleted.
+func (r *Removed) removed(copies map[Rule]int) {
+	for rule, n := range copies {
+		r.Rules = append(r.Rules, rule)
+		r.Copies += n
+	}
 }

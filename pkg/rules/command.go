@@ -1,4 +1,5 @@
 // The commands: go-iptables for reads and single writes, iptables-restore for a move, each with a bound on its time.
+
 package rules
 
 import (
@@ -12,7 +13,7 @@ import (
 
 	"github.com/coreos/go-iptables/iptables"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
 const (
@@ -25,28 +26,29 @@ const (
 
 // command runs iptables of one backend for one family.
 type command struct {
-	family  enforce.Family
+	backend Backend
+	family  imds.Family
 	restore string
 	ipt     *iptables.IPTables
 }
 
 // binaryName is the name under which a backend's command is installed beside the other's, e.g. ip6tables-legacy.
-func binaryName(b Backend, f enforce.Family) string {
+func binaryName(b Backend, f imds.Family) string {
 	name := "iptables-"
-	if f == enforce.IPv6 {
+	if f == imds.IPv6 {
 		name = "ip6tables-"
 	}
 	return name + string(b)
 }
 
 // newCommand finds a backend's command. It runs `--version` once; go-iptables picks its flags by that.
-func newCommand(b Backend, f enforce.Family) (*command, error) {
+func newCommand(b Backend, f imds.Family) (*command, error) {
 	name := binaryName(b, f)
 	proto := iptables.ProtocolIPv4
-	if f == enforce.IPv6 {
+	if f == imds.IPv6 {
 		proto = iptables.ProtocolIPv6
 	}
-	c := &command{family: f, restore: name + "-restore"}
+	c := &command{backend: b, family: f, restore: name + "-restore"}
 	err := c.run(OpVersion, func() (err error) {
 		c.ipt, err = iptables.New(iptables.Path(name), iptables.IPFamily(proto), iptables.Timeout(lockWait))
 		return err
@@ -107,7 +109,7 @@ func (c *command) replace(remove map[Rule]int, top []Rule) error {
 
 // run bounds the time of one command and gives its error a type.
 func (c *command) run(op Operation, f func() error) error {
-	if err := bounded(commandTimeout, f); err != nil {
+	if err := limited(commandTimeout, f); err != nil {
 		return &CommandError{Family: c.family, Operation: op, Reason: reasonOf(err), Err: err}
 	}
 	return nil

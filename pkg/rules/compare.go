@@ -1,12 +1,13 @@
 // The comparison of the rules that are wanted with the chain that is there.
+
 package rules
 
 import (
 	"fmt"
 	"slices"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
 // Chain is FORWARD as it was read, from the top.
@@ -30,27 +31,36 @@ func (c Chain) Copies(of []Rule) map[Rule]int {
 
 // Compare says how the chain differs from the wanted rules standing at its top, once each and in order. The worst of
 // what it finds is the state, and the detail names the rule that is to blame.
-func Compare(want []Rule, c Chain) (state enforce.State, detail string) {
+func Compare(want []Rule, c Chain) (state layer.State, detail string) {
 	copies := c.Copies(want)
 	for _, r := range want {
 		if copies[r] == 0 {
-			return enforce.Missing, fmt.Sprintf("%q is not in the chain", r)
+			return layer.Missing, fmt.Sprintf("%q is not in the chain", r)
 		}
 	}
 	if detail := c.shadow(want); detail != "" {
-		return enforce.Shadowed, detail
+		return Shadowed, detail
 	}
 	for _, r := range want {
 		if copies[r] > 1 {
-			return enforce.Duplicate, fmt.Sprintf("%q is in the chain %d times", r, copies[r])
+			return Duplicate, fmt.Sprintf("%q is in the chain %d times", r, copies[r])
 		}
 	}
 	for i, r := range want {
 		if above := c.Lines[i]; !above.Exact || above.Rule != r {
-			return enforce.Displaced, fmt.Sprintf("%q stands where %q belongs", above.Text, r)
+			return Displaced, fmt.Sprintf("%q stands where %q belongs%s", above.Text, r, above.twin(want))
 		}
 	}
-	return enforce.Enforced, ""
+	return layer.Enforced, ""
+}
+
+// twin says what to do about a line of the form of ours, but none of these, that another imds-guard may have put there.
+func (l Line) twin(want []Rule) string {
+	form := l.Exact && l.Rule.In != "" && l.Rule.Dest == want[0].Dest && (l.Rule.Target == "DROP" || l.Rule.Target == "REJECT")
+	if !form || slices.Contains(want, l.Rule) {
+		return ""
+	}
+	return "; if another imds-guard put it there, the two will fight for ever: give both the same flags, or stop one"
 }
 
 // shadow looks for a line above the first copy of a wanted rule that can let a packet through which that rule is there to
@@ -70,7 +80,7 @@ func (c Chain) shadow(want []Rule) (detail string) {
 }
 
 // goesOn lists the targets after which the walk goes on with the next rule, whatever their options
-// (iptables-extensions(8)). A user-defined chain can't have one of these names: iptables -N refuses it.
+// (iptables-extensions(8)). iptables -N refuses a chain of one of these names, nft doesn't: see Line.Jump.
 var goesOn = map[string]bool{
 	"AUDIT": true, "CHECKSUM": true, "CLASSIFY": true, "CONNMARK": true, "CONNSECMARK": true, "DSCP": true, "ECN": true,
 	"HL": true, "HMARK": true, "IDLETIMER": true, "LED": true, "LOG": true, "MARK": true, "NFLOG": true, "RATEEST": true,
@@ -81,10 +91,12 @@ var goesOn = map[string]bool{
 // mayEndWalk reports whether a packet that the line matches may leave the chain alive. A jump counts: what happens in
 // the other chain can change without FORWARD changing. DROP and REJECT end the walk too, but in our favour.
 func (l Line) mayEndWalk(native bool) bool {
-	switch t := l.Rule.Target; t {
-	case "DROP", "REJECT":
+	switch t := l.Rule.Target; {
+	case l.Jump:
+		return true
+	case t == "DROP", t == "REJECT":
 		return false
-	case "":
+	case t == "":
 		return native
 	default:
 		return !goesOn[t]

@@ -1,15 +1,25 @@
 package rules
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-func patterns(t testing.TB, texts ...string) (list []ifpattern.Pattern) {
+// wanted is what a policy with these patterns wants in IPv4.
+func wanted(t testing.TB, v policy.Verdict, texts ...string) []Rule {
 	t.Helper()
+	return Desired(imds.IPv4, policyOf(t, v, texts...))
+}
+
+func policyOf(t testing.TB, v policy.Verdict, texts ...string) policy.Policy {
+	t.Helper()
+	var list []ifpattern.Pattern
 	for _, text := range texts {
 		p, err := ifpattern.Parse(text)
 		if err != nil {
@@ -17,7 +27,7 @@ func patterns(t testing.TB, texts ...string) (list []ifpattern.Pattern) {
 		}
 		list = append(list, p)
 	}
-	return list
+	return policy.New(list, v)
 }
 
 // chainOf makes a chain of rules written without counters, as in the tests' tables.
@@ -45,54 +55,54 @@ func chainOf(t testing.TB, native bool, rules ...string) Chain {
 const ours = "-d 169.254.169.254/32 -i eni+ -j DROP"
 
 func TestCompareOneRule(t *testing.T) {
-	want := Desired(enforce.IPv4, patterns(t, "eni+"), Drop)
+	want := wanted(t, policy.Drop, "eni+")
 	for _, c := range []struct {
 		name  string
-		state enforce.State
+		state layer.State
 		chain []string
 	}{
-		{"first", enforce.Enforced, []string{ours, "-j ACCEPT"}},
-		{"without prefix length", enforce.Enforced, []string{"-d 169.254.169.254 -i eni+ -j DROP"}},
-		{"empty chain", enforce.Missing, nil},
-		{"narrower by protocol", enforce.Missing, []string{"-d 169.254.169.254/32 -i eni+ -p tcp -j DROP"}},
-		{"narrower by source", enforce.Missing, []string{"-s 10.0.0.0/8 -d 169.254.169.254/32 -i eni+ -j DROP"}},
-		{"narrower by a match", enforce.Missing, []string{"-d 169.254.169.254/32 -i eni+ -m comment --comment x -j DROP"}},
-		{"negated", enforce.Missing, []string{"-d 169.254.169.254/32 ! -i eni+ -j DROP"}},
-		{"other verdict", enforce.Missing, []string{"-d 169.254.169.254/32 -i eni+ -j ACCEPT"}},
-		{"goto", enforce.Missing, []string{"-d 169.254.169.254/32 -i eni+ -g DROP"}},
-		{"other interface", enforce.Missing, []string{"-d 169.254.169.254/32 -i eni -j DROP"}},
+		{"first", layer.Enforced, []string{ours, "-j ACCEPT"}},
+		{"without prefix length", layer.Enforced, []string{"-d 169.254.169.254 -i eni+ -j DROP"}},
+		{"empty chain", layer.Missing, nil},
+		{"narrower by protocol", layer.Missing, []string{"-d 169.254.169.254/32 -i eni+ -p tcp -j DROP"}},
+		{"narrower by source", layer.Missing, []string{"-s 10.0.0.0/8 -d 169.254.169.254/32 -i eni+ -j DROP"}},
+		{"narrower by a match", layer.Missing, []string{"-d 169.254.169.254/32 -i eni+ -m comment --comment x -j DROP"}},
+		{"negated", layer.Missing, []string{"-d 169.254.169.254/32 ! -i eni+ -j DROP"}},
+		{"other verdict", layer.Missing, []string{"-d 169.254.169.254/32 -i eni+ -j ACCEPT"}},
+		{"goto", layer.Missing, []string{"-d 169.254.169.254/32 -i eni+ -g DROP"}},
+		{"other interface", layer.Missing, []string{"-d 169.254.169.254/32 -i eni -j DROP"}},
 
-		{"accept all above", enforce.Shadowed, []string{"-j ACCEPT", ours}},
-		{"accept established above", enforce.Shadowed, []string{"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", ours}},
-		{"jump above", enforce.Shadowed, []string{"-m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD", ours}},
-		{"goto above", enforce.Shadowed, []string{"-g OTHER", ours}},
-		{"return above", enforce.Shadowed, []string{"-i eni0 -j RETURN", ours}},
-		{"queue above", enforce.Shadowed, []string{"-j NFQUEUE --queue-num 0", ours}},
-		{"accept to a network with the endpoint", enforce.Shadowed, []string{"-d 169.254.0.0/16 -j ACCEPT", ours}},
-		{"accept to all but another address", enforce.Shadowed, []string{"! -d 10.0.0.1/32 -j ACCEPT", ours}},
-		{"accept from a wider pattern", enforce.Shadowed, []string{"-i en+ -j ACCEPT", ours}},
-		{"accept from all but one pod", enforce.Shadowed, []string{"! -i eni0 -j ACCEPT", ours}},
-		{"accept with a netmask that is no prefix", enforce.Shadowed, []string{"-d 169.0.169.0/255.0.255.0 -j ACCEPT", ours}},
-		{"a comment like an option", enforce.Shadowed, []string{"-m comment --comment -i -j ACCEPT", ours}},
-		{"a quoted comment like a target", enforce.Shadowed, []string{`-m comment --comment "x -c 0 0 -j DROP" -j ACCEPT`, ours}},
-		{"accept above a second copy only", enforce.Duplicate, []string{ours, "-j ACCEPT", ours}},
-		{"accept above both copies", enforce.Shadowed, []string{"-j ACCEPT", ours, ours}},
+		{"accept all above", Shadowed, []string{"-j ACCEPT", ours}},
+		{"accept established above", Shadowed, []string{"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", ours}},
+		{"jump above", Shadowed, []string{"-m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD", ours}},
+		{"goto above", Shadowed, []string{"-g OTHER", ours}},
+		{"return above", Shadowed, []string{"-i eni0 -j RETURN", ours}},
+		{"queue above", Shadowed, []string{"-j NFQUEUE --queue-num 0", ours}},
+		{"accept to a network with the endpoint", Shadowed, []string{"-d 169.254.0.0/16 -j ACCEPT", ours}},
+		{"accept to all but another address", Shadowed, []string{"! -d 10.0.0.1/32 -j ACCEPT", ours}},
+		{"accept from a wider pattern", Shadowed, []string{"-i en+ -j ACCEPT", ours}},
+		{"accept from all but one pod", Shadowed, []string{"! -i eni0 -j ACCEPT", ours}},
+		{"accept with a netmask that is no prefix", Shadowed, []string{"-d 169.0.169.0/255.0.255.0 -j ACCEPT", ours}},
+		{"a comment like an option", Shadowed, []string{"-m comment --comment -i -j ACCEPT", ours}},
+		{"a quoted comment like a target", Shadowed, []string{`-m comment --comment "x -c 0 0 -j DROP" -j ACCEPT`, ours}},
+		{"accept above a second copy only", Duplicate, []string{ours, "-j ACCEPT", ours}},
+		{"accept above both copies", Shadowed, []string{"-j ACCEPT", ours, ours}},
 
-		{"log above", enforce.Displaced, []string{`-j LOG --log-prefix "a b"`, ours}},
-		{"drop above", enforce.Displaced, []string{"-d 10.0.0.1/32 -j DROP", ours}},
-		{"reject above", enforce.Displaced, []string{"-j REJECT --reject-with icmp-port-unreachable", ours}},
-		{"accept to elsewhere above", enforce.Displaced, []string{"-d 10.0.0.0/8 -j ACCEPT", ours}},
-		{"accept to all but the endpoint above", enforce.Displaced, []string{"! -d 169.254.169.254/32 -j ACCEPT", ours}},
-		{"accept from elsewhere above", enforce.Displaced, []string{"-i docker0 -j ACCEPT", ours}},
-		{"accept from all but pods above", enforce.Displaced, []string{"! -i eni+ -j ACCEPT", ours}},
-		{"count above", enforce.Displaced, []string{"-p tcp", ours}},
-		{"duplicate", enforce.Duplicate, []string{ours, ours}},
+		{"log above", Displaced, []string{`-j LOG --log-prefix "a b"`, ours}},
+		{"drop above", Displaced, []string{"-d 10.0.0.1/32 -j DROP", ours}},
+		{"reject above", Displaced, []string{"-j REJECT --reject-with icmp-port-unreachable", ours}},
+		{"accept to elsewhere above", Displaced, []string{"-d 10.0.0.0/8 -j ACCEPT", ours}},
+		{"accept to all but the endpoint above", Displaced, []string{"! -d 169.254.169.254/32 -j ACCEPT", ours}},
+		{"accept from elsewhere above", Displaced, []string{"-i docker0 -j ACCEPT", ours}},
+		{"accept from all but pods above", Displaced, []string{"! -i eni+ -j ACCEPT", ours}},
+		{"count above", Displaced, []string{"-p tcp", ours}},
+		{"duplicate", Duplicate, []string{ours, ours}},
 	} {
 		state, detail := Compare(want, chainOf(t, false, c.chain...))
 		if state != c.state {
 			t.Errorf("%s: %s (%s), want %s", c.name, state, detail, c.state)
 		}
-		if (detail == "") != (state == enforce.Enforced) {
+		if (detail == "") != (state == layer.Enforced) {
 			t.Errorf("%s: state %s comes with detail %q", c.name, state, detail)
 		}
 	}
@@ -100,16 +110,16 @@ func TestCompareOneRule(t *testing.T) {
 
 // A line without a target may be a native verdict map, and an odd line may match more than it says.
 func TestCompareNative(t *testing.T) {
-	want := Desired(enforce.IPv4, patterns(t, "eni+"), Drop)
-	if state, _ := Compare(want, chainOf(t, true, "-p tcp", ours)); state != enforce.Shadowed {
+	want := wanted(t, policy.Drop, "eni+")
+	if state, _ := Compare(want, chainOf(t, true, "-p tcp", ours)); state != Shadowed {
 		t.Errorf("a line without target above: %s", state)
 	}
 	c := chainOf(t, true, "-d 10.0.0.1/32 -j ACCEPT", ours)
-	if state, _ := Compare(want, c); state != enforce.Displaced {
+	if state, _ := Compare(want, c); state != Displaced {
 		t.Errorf("accept to elsewhere above: %s", state)
 	}
 	c.Lines[0].Odd = true
-	if state, _ := Compare(want, c); state != enforce.Shadowed {
+	if state, _ := Compare(want, c); state != Shadowed {
 		t.Errorf("odd accept to elsewhere above: %s", state)
 	}
 }
@@ -120,26 +130,26 @@ func TestCompareSeveralRules(t *testing.T) {
 		tcp  = "-d 169.254.169.254/32 -i eni+ -p tcp -j REJECT --reject-with tcp-reset"
 		rest = "-d 169.254.169.254/32 -i eni+ -j REJECT --reject-with icmp-port-unreachable"
 	)
-	two := Desired(enforce.IPv4, patterns(t, "eni+", "vlan+"), Drop)
-	reject := Desired(enforce.IPv4, patterns(t, "eni+"), Reject)
+	two := wanted(t, policy.Drop, "eni+", "vlan+")
+	reject := wanted(t, policy.Reject, "eni+")
 	for _, c := range []struct {
 		name  string
 		want  []Rule
-		state enforce.State
+		state layer.State
 		chain []string
 	}{
-		{"both", two, enforce.Enforced, []string{ours, vlan}},
-		{"wrong order", two, enforce.Displaced, []string{vlan, ours}},
-		{"one missing", two, enforce.Missing, []string{ours}},
-		{"one shadowed", two, enforce.Shadowed, []string{ours, "-i vlan+ -j ACCEPT", vlan}},
-		{"harmless between", two, enforce.Displaced, []string{ours, "-i eni+ -j LOG", vlan}},
-		{"accept for the first between", two, enforce.Displaced, []string{ours, "-i eni+ -j ACCEPT", vlan}},
-		{"one twice", two, enforce.Duplicate, []string{ours, vlan, vlan}},
-		{"reject", reject, enforce.Enforced, []string{tcp, rest}},
-		{"reject, numeric protocol", reject, enforce.Enforced, []string{strings.Replace(tcp, "tcp", "6", 1), rest}},
-		{"reject without reset", reject, enforce.Missing, []string{rest}},
-		{"reject in the wrong order", reject, enforce.Displaced, []string{rest, tcp}},
-		{"drop instead of reject", reject, enforce.Missing, []string{ours}},
+		{"both", two, layer.Enforced, []string{ours, vlan}},
+		{"wrong order", two, Displaced, []string{vlan, ours}},
+		{"one missing", two, layer.Missing, []string{ours}},
+		{"one shadowed", two, Shadowed, []string{ours, "-i vlan+ -j ACCEPT", vlan}},
+		{"harmless between", two, Displaced, []string{ours, "-i eni+ -j LOG", vlan}},
+		{"accept for the first between", two, Displaced, []string{ours, "-i eni+ -j ACCEPT", vlan}},
+		{"one twice", two, Duplicate, []string{ours, vlan, vlan}},
+		{"reject", reject, layer.Enforced, []string{tcp, rest}},
+		{"reject, numeric protocol", reject, layer.Enforced, []string{strings.Replace(tcp, "tcp", "6", 1), rest}},
+		{"reject without reset", reject, layer.Missing, []string{rest}},
+		{"reject in the wrong order", reject, Displaced, []string{rest, tcp}},
+		{"drop instead of reject", reject, layer.Missing, []string{ours}},
 	} {
 		if state, detail := Compare(c.want, chainOf(t, false, c.chain...)); state != c.state {
 			t.Errorf("%s: %s (%s), want %s", c.name, state, detail, c.state)
@@ -149,7 +159,7 @@ func TestCompareSeveralRules(t *testing.T) {
 
 // Foreign rules of the same shape must never be counted among ours: Repair deletes what Copies counts.
 func TestCopiesCountsOnlyOurs(t *testing.T) {
-	want := Desired(enforce.IPv4, patterns(t, "eni+"), Drop)
+	want := wanted(t, policy.Drop, "eni+")
 	copies := chainOf(t, false, ours, "-d 10.0.0.0/8 -i eth0 -j ACCEPT", "-d 169.254.169.254/32 -i docker0 -j DROP", ours).Copies(want)
 	if len(copies) != 1 || copies[want[0]] != 2 {
 		t.Errorf("copies: %v", copies)
@@ -177,22 +187,27 @@ func FuzzParseLine(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	want := Desired(enforce.IPv4, patterns(f, "eni+"), Drop)
+	want := wanted(f, policy.Drop, "eni+")
 	f.Fuzz(func(t *testing.T, text string) {
 		l, err := ParseLine(text)
 		if err != nil {
 			return
 		}
 		if l.Exact && l.Rule == want[0] {
-			// Ours says nothing but these words, in some order and with blanks of any kind.
-			for _, word := range strings.Fields(strings.ReplaceAll(withoutCounters(text), `"`, "")) {
-				if !strings.Contains("-A FORWARD -d 169.254.169.254/32 -i eni+ -j DROP \\", word) {
-					t.Errorf("%q was taken for ours in spite of %q", text, word)
+			// Ours has these words, each once, whatever quotes and backslashes are around and in them.
+			plain := strings.NewReplacer(`"`, "", `\`, "").Replace(withoutCounters(text))
+			words := strings.Fields(plain)
+			slices.Sort(words)
+			ours := strings.Fields("-A -d -i -j 169.254.169.254/32 DROP FORWARD eni+")
+			bare := strings.Fields("-A -d -i -j 169.254.169.254 DROP FORWARD eni+")
+			if slices.Sort(ours); !slices.Equal(words, ours) {
+				if slices.Sort(bare); !slices.Equal(words, bare) {
+					t.Errorf("%q was taken for ours", text)
 				}
 			}
 		}
 		state, _ := Compare(want, Chain{Lines: []Line{l, {Rule: want[0], Exact: true}}})
-		if state == enforce.Displaced && strings.HasSuffix(text, "-j ACCEPT") && !strings.Contains(text, "-d ") &&
+		if state == Displaced && strings.HasSuffix(text, "-j ACCEPT") && !strings.Contains(text, "-d ") &&
 			!strings.Contains(text, "-i ") {
 			t.Errorf("%q was taken for harmless", text)
 		}

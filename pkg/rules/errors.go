@@ -1,4 +1,5 @@
 // The errors of iptables commands, sorted into the few kinds that someone on call has to tell apart.
+
 package rules
 
 import (
@@ -8,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
 // Operation is what a command was to do, as a metric label.
@@ -44,7 +45,7 @@ var (
 
 // CommandError is a failed iptables command.
 type CommandError struct {
-	Family    enforce.Family
+	Family    imds.Family
 	Operation Operation
 	Reason    Reason
 	Err       error

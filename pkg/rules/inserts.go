@@ -1,67 +1,93 @@
 // The bound on inserts.
+
 package rules
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
 const (
-	// maxGrown is how many inserts may make the kernel's chain longer without iptables showing the rule in it.
-	maxGrown = 3
-	// firstPause is the pause before the next one; it doubles each time, so that there are less than 20 in a year.
-	firstPause = time.Minute
+	// maxUnrecognised is how many rules that a command has inserted may be in the chain without being recognised.
+	maxUnrecognised = 3
+	// firstPause is the pause before the next one; it doubles with each more, so that there are about thirty in a year.
+	firstPause = time.Second
 )
 
-// inserts counts the inserts that stay in the kernel and that no reading shows. Should iptables fail to print, or we to
-// recognise, a rule that is there (iptables -C did so in 1.8.10, cloudnativelabs/kube-router#1676, and nodes went down under
-// the duplicates), every look would find it missing and insert one more. It is the kernel's own count of rules that tells
-// this from somebody who deletes the rule before it is read back, against whom the inserts must go on.
+// errUnrecognised is why no rule is inserted although none is seen. It is no failed command.
+var errUnrecognised = errors.New("inserted rules are in the chain and are not recognised there")
+
+// inserts counts the rules that were inserted by a command, are in the kernel, and are not recognised there. Should iptables
+// fail to print, or we to recognise, a rule that is there (iptables -C did so in 1.8.10, cloudnativelabs/kube-router#1676,
+// and nodes went down under the duplicates), every look would find it missing and insert one more.
+//
+// They are told from somebody else's doings by what they can't lack: such a rule names the endpoint, came with the insert,
+// and is still there at the next one. In a fight, where somebody flushes or deletes rules, what came goes again, and the
+// inserts go on however many rules of his own he adds. And if such a rule comes without an insert, somebody else writes
+// them, and those counted so far may have been his as well.
 type inserts struct {
-	pending   bool // an insert was made, and nothing has been read since
-	before    int  // the kernel's count before it
-	grown     int
+	pending   int             // so many rules were inserted, and nothing has been read since
+	before    map[string]bool // the unrecognised rules that name the endpoint, at the last reading
+	stayed    []arrival
 	notBefore time.Time
 }
 
-// sight is what a reading says of the rules.
-type sight int
-
-const (
-	unseen sight = iota // nothing could be read
-	lacking
-	shown
-)
-
-// uncounted stands for a count that the kernel did not give.
-const uncounted = -1
-
-// made notes an insert, and how many rules the kernel had before.
-func (i *inserts) made(before int) { i.pending, i.before = true, before }
-
-// read notes a reading, with the kernel's count of rules after it if that matters. The error says that the reading can't be
-// right.
-func (i *inserts) read(s sight, count func() int, now time.Time) error {
-	switch {
-	case s == shown:
-		*i = inserts{}
-	case s == lacking && i.pending:
-		i.pending = false
-		if after := count(); after == uncounted || i.before == uncounted || after > i.before {
-			i.grown++
-			if i.grown >= maxGrown {
-				i.notBefore = now.Add(firstPause << min(i.grown-maxGrown, 20))
-			}
-		}
-	}
-	return i.allowed(now)
+// arrival is what came with one insert of so many rules, as far as it is still there.
+type arrival struct {
+	inserted int
+	rules    map[string]bool
 }
 
-// allowed reports by an error that no insert may be made now.
-func (i *inserts) allowed(now time.Time) error {
-	if !now.Before(i.notBefore) {
-		return nil
+// made notes the insert of so many rules by a command.
+func (i *inserts) made(rules int) { i.pending = rules }
+
+// open reports whether an insert was made that may be in the chain without having been recognised.
+func (i *inserts) open() bool { return i.pending > 0 || len(i.stayed) > 0 }
+
+// read notes a reading: whether the rules were recognised, and which rules that name the endpoint were not, each by what
+// tells it from all others. The error says that no more inserts may be made now, and pause for how long.
+func (i *inserts) read(recognised bool, named map[string]bool, now time.Time) (pause time.Duration, err error) {
+	if recognised {
+		*i = inserts{before: named}
+		return 0, nil
 	}
-	return fmt.Errorf("reading back inserted rules: the kernel took %d, and iptables lists none of them; no more are made "+
-		"until it does, but for a single try in %s", i.grown, i.notBefore.Sub(now).Round(time.Second))
+	came := map[string]bool{}
+	for rule := range named {
+		if !i.before[rule] {
+			came[rule] = true
+		}
+	}
+	if len(came) > 0 && i.pending == 0 {
+		i.stayed = nil
+	}
+	before := i.unrecognised(named)
+	if len(came) > 0 && i.pending > 0 {
+		i.stayed = append(i.stayed, arrival{i.pending, came})
+	}
+	i.pending, i.before = 0, named
+	n := i.unrecognised(named)
+	switch {
+	case n < maxUnrecognised:
+		i.notBefore = time.Time{}
+	case n > before:
+		i.notBefore = now.Add(firstPause << min(n-maxUnrecognised, 24))
+	}
+	if pause = i.notBefore.Sub(now); pause > 0 {
+		return pause, fmt.Errorf("%w: %d of them, neither by what iptables prints nor by what the kernel says; the next try is in %s",
+			errUnrecognised, n, pause.Round(time.Second))
+	}
+	return 0, nil
+}
+
+// unrecognised counts what was inserted and may be among the rules that are there now, and forgets what is not.
+func (i *inserts) unrecognised(named map[string]bool) (n int) {
+	i.stayed = slices.DeleteFunc(i.stayed, func(a arrival) bool {
+		maps.DeleteFunc(a.rules, func(rule string, _ bool) bool { return !named[rule] })
+		n += min(a.inserted, len(a.rules))
+		return len(a.rules) == 0
+	})
+	return n
 }

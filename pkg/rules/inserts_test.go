@@ -1,61 +1,130 @@
 package rules
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
 
-// kernel counts rules as the kernel would.
-type kernel int
+// numbered are rules 1 to n.
+func numbered(n int) map[string]bool {
+	set := map[string]bool{}
+	for i := range n {
+		set[fmt.Sprint("rule ", i+1)] = true
+	}
+	return set
+}
 
-func (k kernel) count() int { return int(k) }
-
-func TestInsertsThatStayUnseenEnd(t *testing.T) {
+// Inserted rules pile up unrecognised: the tries become rare, at once and for good, whatever else a year brings.
+func TestInsertsThatStayUnrecognisedEnd(t *testing.T) {
 	var i inserts
 	now := time.Now()
-	rules := kernel(5)
-	tries := 0
-	for range 365 * 24 * 60 { // a year of looks, one a minute
-		now = now.Add(time.Minute)
-		// What can't be read in between says nothing, and must not start the count anew.
-		_ = i.read(unseen, rules.count, now)
-		if i.allowed(now) == nil {
-			i.made(rules.count())
-			rules++
-			tries++
+	pile, there := 0, numbered(0)
+	_, _ = i.read(false, there, now)
+	for range 365 * 24 * 6 { // a year of looks, one in ten minutes
+		now = now.Add(10 * time.Minute)
+		if _, err := i.read(false, there, now); err == nil {
+			i.made(1)
+			pile++
+			there = numbered(pile)
+			_, _ = i.read(false, there, now)
 		}
-		_ = i.read(unseen, rules.count, now)
-		_ = i.read(lacking, rules.count, now)
 	}
-	if tries < maxGrown+1 || tries > maxGrown+20 {
-		t.Errorf("%d inserts in a year", tries)
+	if pile < maxUnrecognised+1 || pile > maxUnrecognised+25 {
+		t.Errorf("%d inserts in a year", pile)
 	}
-	if err := i.read(shown, rules.count, now); err != nil || i.allowed(now) != nil {
+	if _, err := i.read(true, numbered(pile), now); err != nil {
 		t.Errorf("inserts stay refused after a reading that shows the rule: %v", err)
 	}
 }
 
-// Somebody deletes the rule each time before it is read back: that is a fight, not a bad reading.
-func TestInsertsThatSomebodyUndoesGoOn(t *testing.T) {
-	var i inserts
-	rules := kernel(7)
-	for n := range 10_000 {
-		i.made(rules.count())
-		if err := i.read(lacking, rules.count, time.Now()); err != nil {
-			t.Fatalf("insert %d ends the inserts: %v", n+1, err)
+// pile lets so many inserts pile up.
+func pile(i *inserts, n int, now time.Time) (err error) {
+	_, _ = i.read(false, numbered(0), now)
+	for k := range n {
+		i.made(1)
+		_, err = i.read(false, numbered(k+1), now)
+	}
+	return err
+}
+
+func TestInsertsPauseFromTheThirdOn(t *testing.T) {
+	for n := range 6 {
+		var i inserts
+		if err := pile(&i, n, time.Now()); (err != nil) != (n >= maxUnrecognised) {
+			t.Errorf("after %d: %v", n, err)
 		}
 	}
 }
 
-// Where the kernel gives no count, every insert may have stayed.
-func TestUncountedInsertsEnd(t *testing.T) {
+// The pause is exact: it doubles, and it ends.
+func TestPauseDoubles(t *testing.T) {
 	var i inserts
-	for range maxGrown {
-		i.made(uncounted)
-		_ = i.read(lacking, kernel(uncounted).count, time.Now())
+	now := time.Now()
+	for n := 1; n <= 8; n++ {
+		i.made(1)
+		pause, _ := i.read(false, numbered(n), now)
+		want := time.Duration(0)
+		if n >= maxUnrecognised {
+			want = firstPause << (n - maxUnrecognised)
+		}
+		if pause != want {
+			t.Errorf("the pause after %d is %s, want %s", n, pause, want)
+		}
 	}
-	if i.allowed(time.Now()) == nil {
-		t.Error("inserts go on without any evidence")
+	if pause, err := i.read(false, numbered(8), now.Add(firstPause<<5)); err != nil || pause > 0 {
+		t.Errorf("the pause has not ended: %s, %v", pause, err)
+	}
+}
+
+// Somebody takes the rules away, sooner or later: that is a fight, and the inserts go on at once.
+func TestInsertsThatGoAgainGoOn(t *testing.T) {
+	var i inserts
+	now := time.Now()
+	for n := range 10_000 {
+		i.made(1)
+		// His own rules name the endpoint too, more of them each time, and each time they are new ones.
+		his := map[string]bool{}
+		for k := range n%50 + 3 {
+			his[fmt.Sprintf("round %d rule %d", n, k)] = true
+		}
+		if _, err := i.read(false, his, now); err != nil {
+			t.Fatalf("insert %d ends the inserts: %v", n+1, err)
+		}
+	}
+	_ = pile(&i, 5, now)
+	if _, err := i.read(false, numbered(0), now); err != nil {
+		t.Errorf("what had piled up was taken away, and the inserts don't go on: %v", err)
+	}
+}
+
+// What can't be told from a pile of our own is, as soon as it grows without us.
+func TestOthersRulesEndThePause(t *testing.T) {
+	var i inserts
+	now := time.Now()
+	if err := pile(&i, 5, now); err == nil {
+		t.Fatal("no pause; then this test proves nothing")
+	}
+	if _, err := i.read(false, numbered(6), now); err != nil {
+		t.Errorf("a rule that nobody here inserted did not end the pause: %v", err)
+	}
+}
+
+// One insert of several rules counts as so many, and never as more.
+func TestInsertsOfSeveralRules(t *testing.T) {
+	var i inserts
+	i.made(2)
+	if _, err := i.read(false, numbered(2), time.Now()); err != nil {
+		t.Errorf("two rules: %v", err)
+	}
+	i.made(2)
+	if _, err := i.read(false, numbered(4), time.Now()); err == nil {
+		t.Error("four rules, and no pause")
+	}
+	i = inserts{}
+	i.made(1)
+	if _, err := i.read(false, numbered(10), time.Now()); err != nil {
+		t.Errorf("one of ours among ten that came: %v", err)
 	}
 }
 
@@ -68,7 +137,7 @@ func TestBlockedNeverGoesBack(t *testing.T) {
 		for _, p := range packets {
 			c.Lines = append(c.Lines, Line{Rule: rule, Exact: true, Packets: p})
 		}
-		if b.add([]Rule{rule}, c); b.total != want {
+		if b.add([]Rule{rule}, c.counters([]Rule{rule})); b.total != want {
 			t.Errorf("after a look at %v: %d packets, want %d", packets, b.total, want)
 		}
 	}

@@ -1,5 +1,6 @@
-// Whether an agent runs on this node. It is told by a lock on the record's directory, which the kernel gives back however
-// the agent ends, and which leaves no file behind.
+// Whether an agent runs in this network namespace. It is told by a lock on the record's directory, which the kernel gives
+// back however the agent ends, and which leaves no file behind.
+
 package rules
 
 import (
@@ -18,17 +19,17 @@ var ErrAgentRuns = errors.New("an agent runs on this node and would put the rule
 var ErrCleanupRuns = errors.New("a cleanup runs on this node")
 
 // MarkRunning says by a lock, until the process ends, that an agent runs. There may be several: an old and a new one.
-func MarkRunning(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+func (r Record) MarkRunning() error {
+	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return fmt.Errorf("marking that an agent runs: %w", err)
 	}
-	return lock(dir, unix.LOCK_SH, ErrCleanupRuns)
+	return lock(r.dir, unix.LOCK_SH, ErrCleanupRuns)
 }
 
 // MarkCleaning says by a lock, until the process ends, that a cleanup runs. It fails with ErrAgentRuns while an agent has
 // marked that it does.
-func MarkCleaning(dir string) error {
-	err := lock(dir, unix.LOCK_EX, ErrAgentRuns)
+func (r Record) MarkCleaning() error {
+	err := lock(r.dir, unix.LOCK_EX, ErrAgentRuns)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no agent has been here
 	}

@@ -1,5 +1,6 @@
 // The reading of one line of `iptables -t filter -S FORWARD -v`, which is somebody else's text: whatever is not
 // understood is kept as such, so that Compare can take it for dangerous.
+
 package rules
 
 import (
@@ -20,8 +21,10 @@ type Line struct {
 	// DestNot and InNot: the match is negated (`! -d`).
 	DestNot, InNot bool
 	// Odd: the matches can't be taken at their word, because iptables-nft prints some native nftables rules as
-	// something that they are not (netfilter.Rule). Set by the reader of the chain, never by ParseLine.
+	// something that they are not (netfilter.NFTRule). Set by the reader of the chain, never by ParseLine.
 	Odd bool
+	// Jump: the target is a chain, whatever its name: nft allows one called DROP or LOG. Set as Odd is.
+	Jump bool
 	// Packets is the rule's packet counter.
 	Packets uint64
 }

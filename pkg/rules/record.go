@@ -1,6 +1,8 @@
-// The record of which interface patterns rules were ever installed for, so that cleanup can undo all of it after the
-// flags have changed. The rules themselves can't tell: they carry no mark, and somebody else may have written one that
-// looks the same for another interface.
+// What one run of the program leaves for the next, on this node and since it booted: the interface patterns that rules were
+// ever installed for, so that cleanup can undo all of it after the flags have changed (the rules themselves can't tell: they
+// carry no mark, and somebody else may have written one that looks the same for another interface); and the backend in
+// use, which nothing else may tell.
+
 package rules
 
 import (
@@ -10,72 +12,112 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 )
 
-// RecordDir is where the record is kept. Like the rules, it ends with the node's uptime.
+// RecordDir is where records are kept. Like the rules, they end with the node's uptime.
 const RecordDir = "/run/imds-guard"
 
-func recordFile(dir string) string { return filepath.Join(dir, "interface-patterns") }
+// Record is the record of one network namespace: the node's own, and that of a container in which somebody runs an agent as
+// well, may share /run.
+type Record struct{ dir string }
 
-// Remember adds patterns to the record.
-func Remember(dir string, patterns []ifpattern.Pattern) error {
-	known, err := Remembered(dir)
+// NewRecord is the record of the calling thread's network namespace, below a directory. Nothing is made or read yet.
+func NewRecord(below string) (Record, error) {
+	var s unix.Stat_t
+	const namespace = "/proc/thread-self/ns/net"
+	if err := unix.Stat(namespace, &s); err != nil {
+		return Record{}, fmt.Errorf("identifying the network namespace (%s): %w", namespace, err)
+	}
+	return Record{filepath.Join(below, strconv.FormatUint(s.Ino, 10))}, nil
+}
+
+func (r Record) patternsFile() string { return filepath.Join(r.dir, "interface-patterns") }
+func (r Record) backendFile() string  { return filepath.Join(r.dir, "backend") }
+
+// Remember adds patterns to the record, and notes the backend in use.
+func (r Record) Remember(patterns []ifpattern.Pattern, b Backend) error {
+	known, err := r.Patterns()
 	if err != nil {
 		return err
 	}
+	var text strings.Builder
 	all := slices.Clone(known)
 	for _, p := range patterns {
 		if !slices.Contains(all, p) {
 			all = append(all, p)
 		}
 	}
-	if len(all) == len(known) {
-		return nil
-	}
-	var text strings.Builder
 	for _, p := range all {
 		text.WriteString(p.String() + "\n")
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("recording the interface patterns: %w", err)
+	if len(all) > len(known) {
+		if err := r.write(r.patternsFile(), text.String()); err != nil {
+			return err
+		}
 	}
-	// By way of a second file, so that a full disk can't leave half a record.
-	file := recordFile(dir)
-	if err := os.WriteFile(file+".new", []byte(text.String()), 0o644); err != nil {
-		return fmt.Errorf("recording the interface patterns: %w", err)
+	if recorded, err := r.Backend(); err == nil && recorded == b {
+		return nil
 	}
-	if err := os.Rename(file+".new", file); err != nil {
-		return fmt.Errorf("recording the interface patterns: %w", err)
+	return r.write(r.backendFile(), string(b)+"\n")
+}
+
+// write goes by way of a second file, so that a full disk can't leave half a record.
+func (r Record) write(file, text string) error {
+	err := os.MkdirAll(r.dir, 0o755)
+	if err == nil {
+		err = os.WriteFile(file+".new", []byte(text), 0o644)
+	}
+	if err == nil {
+		err = os.Rename(file+".new", file)
+	}
+	if err != nil {
+		return fmt.Errorf("recording what is installed: %w", err)
 	}
 	return nil
 }
 
-// Remembered returns the recorded patterns, none if there is no record. What is not a pattern is left out: nothing may
-// make cleanup touch a rule that imds-guard can't have written.
-func Remembered(dir string) ([]ifpattern.Pattern, error) {
-	text, err := os.ReadFile(recordFile(dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// read returns a file's text, empty if there is none.
+func (r Record) read(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("reading the record of what is installed: %w", err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the record of interface patterns: %w", err)
-	}
-	var patterns []ifpattern.Pattern
-	for line := range strings.Lines(string(text)) {
+	return string(text), nil
+}
+
+// Patterns returns the recorded patterns, none if there is no record. What is not a pattern is left out: nothing may make
+// cleanup touch a rule that imds-guard can't have written.
+func (r Record) Patterns() (patterns []ifpattern.Pattern, err error) {
+	text, err := r.read(r.patternsFile())
+	for line := range strings.Lines(text) {
 		if p, err := ifpattern.Parse(strings.TrimSpace(line)); err == nil {
 			patterns = append(patterns, p)
 		}
 	}
-	return patterns, nil
+	return patterns, err
+}
+
+// Backend returns the recorded backend, empty if there is none.
+func (r Record) Backend() (Backend, error) {
+	text, err := r.read(r.backendFile())
+	if b := Backend(strings.TrimSpace(text)); b == NFT || b == Legacy {
+		return b, err
+	}
+	return "", err
 }
 
 // Forget removes the record.
-func Forget(dir string) error {
-	if err := os.Remove(recordFile(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing the record of interface patterns: %w", err)
+func (r Record) Forget() error {
+	for _, file := range []string{r.patternsFile(), r.backendFile()} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing the record of what was installed: %w", err)
+		}
 	}
 	return nil
 }

@@ -1,30 +1,14 @@
-// Package rules is the iptables layer: it knows which rules are wanted, reads which are there, says how the two differ,
-// and mends the difference.
-//
-// Nothing here is safe for concurrent use: one goroutine owns the rules (package guard), and it alone calls Table and
-// Selector. Forked commands inherit the network namespace of the calling thread.
+// One rule, and which ones a policy wants.
+
 package rules
 
 import (
 	"net/netip"
 	"strings"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
-	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 )
-
-// Verdict is what happens to a pod's packet to the endpoint.
-type Verdict string
-
-const (
-	// Drop says nothing to the sender: a client hangs until its own time-out.
-	Drop Verdict = "drop"
-	// Reject answers TCP by a reset, which no rate limit touches, and the rest by an ICMP error.
-	Reject Verdict = "reject"
-)
-
-// Verdicts lists every verdict.
-var Verdicts = []Verdict{Drop, Reject}
 
 // The place of the rules. FORWARD, because a packet from a pod is forwarded by the node, and because a Service may have
 // the IPv6 endpoint as its backend: after DNAT such a packet crosses FORWARD with the endpoint's address, whereas
@@ -62,11 +46,11 @@ func (r Rule) Args() []string {
 func (r Rule) String() string { return "-A " + chainName + " " + strings.Join(r.Args(), " ") }
 
 // Desired returns the rules wanted for a family, in the order in which they belong at the top of FORWARD.
-func Desired(f enforce.Family, patterns []ifpattern.Pattern, v Verdict) []Rule {
+func Desired(f imds.Family, p policy.Policy) []Rule {
 	var rules []Rule
-	for _, p := range patterns {
-		r := Rule{Dest: f.Endpoint(), In: p.String(), Target: "DROP"}
-		if v == Reject {
+	for _, in := range p.Interfaces() {
+		r := Rule{Dest: f.Endpoint(), In: in.String(), Target: "DROP"}
+		if p.Verdict() == policy.Reject {
 			r.Target, r.RejectWith = "REJECT", icmpError(f)
 			tcp := r
 			tcp.TCP, tcp.RejectWith = true, "tcp-reset"
@@ -78,8 +62,8 @@ func Desired(f enforce.Family, patterns []ifpattern.Pattern, v Verdict) []Rule {
 }
 
 // icmpError is the error that REJECT sends by default; iptables always prints it, so it is always written.
-func icmpError(f enforce.Family) string {
-	if f == enforce.IPv6 {
+func icmpError(f imds.Family) string {
+	if f == imds.IPv6 {
 		return "icmp6-port-unreachable"
 	}
 	return "icmp-port-unreachable"

@@ -1,152 +1,313 @@
-// One family's rules, kept at the top of FORWARD.
+// One family's rules, kept at the top of FORWARD: the look, and the repair of what it found.
+
 package rules
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
 // LayerName is the name of this way of enforcing, as a metric label.
 const LayerName = "iptables"
 
-// Table keeps the rules of one family at the top of FORWARD. Read looks, Repair mends what the last Read found; neither
-// touches a rule that is not one of the wanted ones.
+// Table is the layer of one family. It touches no rule that is not one of the wanted ones.
 //
-// A bad reading can't make it insert without bound: inserts that no reading shows are counted, and after a few it
-// inserts no more (see inserts).
+// It remembers of earlier looks only what no single one can tell: the wanted rules as the kernel wrote them, so that they can
+// be put back without a command; and what keeps a wrong reading from causing inserts without bound (see inserts).
 type Table struct {
-	family   enforce.Family
-	want     []Rule
-	selector *Selector
+	family  imds.Family
+	forward forward
 
-	copies        map[Rule]int // of each wanted rule, found by the last Read
-	lost          []Rule       // the wanted rules that the kernel lacks, where the last look did without iptables' list
-	counted       int          // the kernel's count of rules by the last Lost, uncounted if a Read came after it
-	shownByKernel bool         // the last Read could not list the chain, and the kernel lacks none of the wanted rules
-
-	known    map[Rule]netfilter.NFTRule // the wanted rules as nftables had them when all was right; empty before
-	distrust bool                       // the kernel's own list was misunderstood once, and is not followed any more
-	inserts  inserts
-	blocked  blocked
+	backend Backend // of the last look
+	// known are the wanted rules as nftables had them when iptables and the kernel agreed that they were right.
+	known map[Rule]netfilter.NFTRule
+	// distrusted: iptables showed a rule of ours that was not recognised in the kernel's list. Until the two agree again,
+	// that list is not followed where it lacks one.
+	distrusted bool
+	listed     legacyListing // the last one
+	inserts    inserts
+	blocked    blocked
 }
 
-// NewTable makes the keeper of one family's rules. All families share the selector.
-func NewTable(f enforce.Family, want []Rule, s *Selector) *Table {
-	return &Table{family: f, want: want, selector: s}
+// NewTable makes the layer of one family. All families share the selector.
+func NewTable(f imds.Family, s *Selector) *Table { return &Table{family: f, forward: newForward(f, s)} }
+
+// ID implements guard.Layer.
+func (t *Table) ID() layer.ID { return layer.ID{Name: LayerName, Family: t.family} }
+
+// seen is what a look found, for the reading and for the repair.
+type seen struct {
+	state  layer.State
+	detail string
+	err    error
+
+	backend Backend
+	want    []Rule
+	missing []Rule
+	// copies of each wanted rule as iptables prints them; nil if it did not.
+	copies map[Rule]int
+	// kernel is set for nft.
+	kernel kernelChain
+	// own: the rules are in the table of our own, or have to go there.
+	own bool
+	// direct: iptables can't be asked to move the rules, because it can't list the chain or takes other rules for ours.
+	direct bool
+	named  map[string]bool // see inserts.read
 }
 
-// Family is the address family.
-func (t *Table) Family() enforce.Family { return t.family }
-
-// Layer implements guard.Layer.
-func (t *Table) Layer() string { return LayerName }
-
-// Read looks at the chain and changes nothing.
-func (t *Table) Read() enforce.Reading {
-	r := t.read()
-	r.Blocked = t.blocked.total
-	return r
-}
-
-func (t *Table) read() enforce.Reading {
-	t.copies, t.lost, t.counted, t.shownByKernel = nil, nil, uncounted, false
-	chain, err := t.readChain()
-	var absent errAbsent
-	if errors.As(err, &absent) {
-		t.lost = absent.rules
-		return t.checkInserts(enforce.Reading{State: enforce.Missing, Detail: err.Error()}, lacking)
+// Look implements guard.Layer.
+func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
+	backend := t.forward.Backend()
+	if backend != t.backend {
+		t.backend, t.known, t.distrusted, t.listed = backend, nil, false, legacyListing{}
+		t.inserts, t.blocked.last = inserts{}, nil
 	}
-	if err != nil {
-		if detail, yes := unsupported(t.family, err); yes {
-			return enforce.Reading{State: enforce.Unsupported, Detail: detail}
+	want := Desired(t.family, p)
+	var s seen
+	if backend == NFT {
+		s = t.lookNFT(want, doubt)
+	} else {
+		s = t.lookLegacy(want, doubt)
+	}
+	s.backend, s.want = backend, want
+	again := time.Duration(0)
+	if s.state != layer.Unknown && s.state != layer.Unsupported {
+		var err error
+		if again, err = t.inserts.read(len(s.missing) == 0, s.named, time.Now()); err != nil {
+			s.state, s.detail, s.err = layer.Unknown, err.Error(), err
 		}
-		sight := unseen
-		if t.shownByKernel {
-			sight = shown
-		}
-		return t.checkInserts(enforce.Reading{State: enforce.Unknown, Detail: err.Error(), Err: err}, sight)
 	}
-	t.copies = chain.Copies(t.want)
-	t.blocked.add(t.want, chain)
-	state, detail := Compare(t.want, chain)
-	reading := enforce.Reading{State: state, Detail: detail}
-	for _, rule := range t.want {
-		if t.copies[rule] > 0 {
-			reading.Rules = append(reading.Rules, rule.String())
-		}
-	}
-	if state == enforce.Missing {
-		return t.checkInserts(reading, lacking)
-	}
-	return t.checkInserts(reading, shown)
+	return layer.Finding{Plan: s, Again: again, Reading: layer.Reading{
+		State: s.state, Detail: s.detail, Err: s.err, Rules: s.present(), Blocked: t.blocked.total, Place: string(backend),
+	}}
 }
 
-// checkInserts turns a reading into Unknown if it contradicts what was inserted too often.
-func (t *Table) checkInserts(r enforce.Reading, s sight) enforce.Reading {
-	if err := t.inserts.read(s, t.count, time.Now()); err != nil {
-		r.State, r.Detail, r.Err = enforce.Unknown, err.Error(), err
+// present are the wanted rules that were read back.
+func (s seen) present() (texts []string) {
+	for _, r := range s.want {
+		if s.copies[r] > 0 || len(s.kernel.copies[r]) > 0 {
+			texts = append(texts, r.String())
+		}
 	}
-	return r
+	return texts
 }
 
-// Repair puts the wanted rules at the top, once each, as the last Read or Lost found them: what is missing by an insert, all
-// else by one transaction that never leaves a moment without a rule that is there. If the chain has changed since, the
-// transaction does nothing and fails; the next Read will tell.
-func (t *Table) Repair() error {
-	if err := t.inserts.allowed(time.Now()); err != nil {
-		return err
+func (t *Table) unreadable(err error) seen {
+	if detail, yes := unsupported(t.family, err); yes {
+		return seen{state: layer.Unsupported, detail: detail}
 	}
-	missing := t.lost
-	if len(missing) == 0 {
-		missing = slices.DeleteFunc(slices.Clone(t.want), func(r Rule) bool { return t.copies[r] > 0 })
-	}
-	if len(missing) > 0 {
-		if t.counted == uncounted {
-			t.counted = t.count()
+	return seen{state: layer.Unknown, detail: err.Error(), err: err}
+}
+
+// lookTries is how often the kernel and iptables are asked anew because somebody has written in between.
+const lookTries = 3
+
+// lookNFT asks the kernel first: iptables-nft omits or misprints rules that it did not write, and after somebody has deleted
+// rules its exit waits for the kernel (see netfilter.NFT), which would hold up putting them back. What iptables prints then
+// says what other rules are, and has to agree about ours.
+func (t *Table) lookNFT(want []Rule, doubt func(string)) seen {
+	endpoint := t.family.Endpoint().Addr()
+	var kernel kernelChain
+	var why error // iptables has no say
+	for range lookTries {
+		var err error
+		if kernel, err = readKernel(t.forward.Kernel, endpoint, want); err != nil {
+			return t.unreadable(err)
 		}
-		t.inserts.made(t.counted)
+		if words := kernel.useless(); words != "" {
+			return t.lookOwn(want, words)
+		}
+		// After an insert that may not have been recognised, iptables has its say first: should it show what the kernel's
+		// list seems to lack, that list is not understood, and must not be followed into another insert.
+		if missing := kernel.missing(); len(missing) > 0 && !t.distrusted && !t.inserts.open() {
+			return t.byKernel(kernel, nil)
+		}
+		if state, detail := kernel.state(errors.New("iptables has not been asked yet")); !state.Protects() && !t.distrusted {
+			doubt(detail)
+		}
+		switch {
+		case kernel.Length > maxListed:
+			return t.byKernel(kernel, fmt.Errorf("%s has more than %d rules", chainName, maxListed))
+		case kernel.Incomplete:
+			return t.byKernel(kernel, errors.New("somebody writes all the time"))
+		}
+		var chain Chain
+		if chain, why = list(t.family, func() ([]string, error) { return t.forward.List(NFT) }); why == nil {
+			after, err := readKernel(t.forward.Kernel, endpoint, want)
+			switch {
+			case err != nil:
+				return t.unreadable(err)
+			case kernel.sameAs(after) && len(chain.Lines) == after.Length:
+				return t.agreed(chain, after)
+			}
+			why = errors.New("somebody writes all the time")
+			continue
+		}
+		if kernel, err = readKernel(t.forward.Kernel, endpoint, want); err != nil {
+			return t.unreadable(err)
+		}
+		break
 	}
-	if len(t.lost) > 0 && t.putBack() {
-		return nil
+	s := t.byKernel(kernel, why)
+	if _, command := errors.AsType[*CommandError](why); command {
+		s.err = why
 	}
-	c, err := t.selector.command(t.family)
-	if err != nil {
-		return err
-	}
-	if len(t.lost) > 0 || len(missing) == 1 && len(t.want) == 1 {
-		// -I works in a chain that iptables can't list, too. The last one inserted is the first in the chain.
-		for _, r := range slices.Backward(missing) {
-			if err := c.insert(r); err != nil {
-				return err
+	return s
+}
+
+// byKernel judges by the kernel's list alone.
+func (t *Table) byKernel(k kernelChain, why error) seen {
+	s := seen{kernel: k, missing: k.missing(), named: k.named(), direct: true}
+	s.state, s.detail = k.state(why)
+	t.blocked.add(k.want, k.counters())
+	return s
+}
+
+// agreed judges by what iptables printed, the kernel's list having stayed the same meanwhile.
+func (t *Table) agreed(chain Chain, k kernelChain) seen {
+	t.distrusted = false
+	chain.mark(k)
+	for _, r := range k.want {
+		for _, copy := range k.copies[r] {
+			if l := chain.Lines[copy.Position]; !l.Exact || l.Rule != r {
+				err := fmt.Errorf("the kernel has %q as rule %d of %s, and iptables prints %q", r, copy.Position+1, chainName, l.Text)
+				return seen{state: layer.Unknown, detail: err.Error(), err: err, kernel: k}
 			}
 		}
+	}
+	s := seen{kernel: k, copies: chain.Copies(k.want), direct: chain.lookalikes(k.want), named: k.named()}
+	s.state, s.detail = Compare(k.want, chain)
+	for _, r := range k.want {
+		switch {
+		case s.copies[r] == 0:
+			s.missing = append(s.missing, r)
+		case s.copies[r] > len(k.copies[r]):
+			t.distrusted = true
+		}
+	}
+	t.blocked.add(k.want, chain.counters(k.want))
+	if s.state == layer.Enforced && !t.distrusted {
+		t.known = make(map[Rule]netfilter.NFTRule, len(k.want))
+		for _, r := range k.want {
+			t.known[r] = k.copies[r][0]
+		}
+	}
+	if t.distrusted {
+		s.direct = false
+		if s.detail == "" {
+			s.detail = "by what iptables prints alone: the kernel's list of these rules is not understood"
+		}
+	}
+	return s
+}
+
+// lookLegacy goes by iptables, which shows every rule that a legacy table can have.
+func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
+	// Listing a table would load it, and looking must change nothing. One that is not loaded has no rules.
+	info, loaded, err := t.forward.Summary()
+	if err == nil && !loaded {
+		t.blocked.add(want, nil)
+		return seen{state: layer.Missing, detail: "the table is not loaded", missing: want}
+	}
+	extent := unmeasured
+	if err == nil {
+		extent = int(info.Forward())
+	}
+	if extent != t.listed.extent && extent != unmeasured && t.listed.extent > 0 {
+		doubt("the kernel's summary of the table shows that the chain has changed")
+	}
+	chain, err := list(t.family, func() ([]string, error) { return t.forward.List(Legacy) })
+	if err != nil {
+		return t.unreadable(err)
+	}
+	s := seen{copies: chain.Copies(want), named: chain.named(want, t.family.Endpoint().Addr().String())}
+	t.listed = t.listed.next(chain, extent, t.inserts.pending > 0)
+	maps.Copy(s.named, numberedKeys("not listed", t.listed.hidden))
+	s.state, s.detail = Compare(want, chain)
+	s.missing = slices.DeleteFunc(slices.Clone(want), func(r Rule) bool { return s.copies[r] > 0 })
+	t.blocked.add(want, chain.counters(want))
+	return s
+}
+
+// Repair implements guard.Layer. It puts the wanted rules at the top, once each: what is missing by an insert, all else by
+// one transaction that never leaves a moment without a rule that is there. If the chain has changed since the look, the
+// transaction does nothing and fails; the next look will tell.
+func (t *Table) Repair(_ policy.Policy, f layer.Finding) error {
+	s, ok := f.Plan.(seen)
+	switch {
+	case !ok:
+		return fmt.Errorf("repairing %s: the finding is another layer's", t.ID())
+	case s.own:
+		return t.repairOwn(s)
+	case len(s.missing) > 0 && s.backend == NFT && t.putBack(s):
 		return nil
+	case len(s.missing) > 0:
+		return t.insert(s)
+	case s.direct && s.backend == NFT:
+		return t.moveDirectly(s)
 	}
-	if err := c.replace(t.copies, t.want); err != nil {
-		return err
-	}
-	t.blocked.restart()
-	return nil
+	return t.move(s)
 }
 
 // putBack puts back what the kernel has lost, as the kernel had it, and reports whether that did.
-func (t *Table) putBack() bool {
+func (t *Table) putBack(s seen) bool {
 	var rules []netfilter.NFTRule
-	for _, r := range t.lost {
+	for _, r := range s.missing {
 		known, ok := t.known[r]
-		if !ok {
+		if !ok || t.distrusted {
 			return false
 		}
 		rules = append(rules, known)
 	}
-	return t.selector.nft.PutBack(t.family, tableName, chainName, rules) == nil
+	return t.forward.Replace(rules, nil) == nil
 }
 
-func isIncompatible(err error) bool {
-	var command *CommandError
-	return errors.As(err, &command) && command.Reason == ReasonIncompatible
+// insert inserts what is missing by commands.
+func (t *Table) insert(s seen) error {
+	t.inserts.made(len(s.missing))
+	if s.copies != nil && !s.direct && len(s.want) > 1 {
+		return t.move(s)
+	}
+	// -I works in a chain that iptables can't list, too. The last one inserted is the first in the chain.
+	for _, r := range slices.Backward(s.missing) {
+		if err := t.forward.Insert(s.backend, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move lets iptables move the rules.
+func (t *Table) move(s seen) error {
+	err := t.forward.Move(s.backend, s.copies, s.want)
+	if err == nil {
+		t.blocked.restart()
+	}
+	return err
+}
+
+// moveDirectly moves the rules that the kernel has, by their handles.
+func (t *Table) moveDirectly(s seen) error {
+	var top []netfilter.NFTRule
+	var remove []uint64
+	for _, r := range s.want {
+		copies := s.kernel.copies[r]
+		top = append(top, copies[0])
+		for _, copy := range copies {
+			remove = append(remove, copy.Handle)
+		}
+	}
+	err := t.forward.Replace(top, remove)
+	if err == nil {
+		t.blocked.restart()
+	}
+	return err
 }

@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -120,18 +122,18 @@ func run(t *testing.T, cmd *exec.Cmd) (code int, stdout, stderr string) {
 // variant is one backend and one family.
 type variant struct {
 	backend rules.Backend
-	family  enforce.Family
+	family  imds.Family
 }
 
 var variants = []variant{
-	{rules.NFT, enforce.IPv4}, {rules.NFT, enforce.IPv6}, {rules.Legacy, enforce.IPv4}, {rules.Legacy, enforce.IPv6},
+	{rules.NFT, imds.IPv4}, {rules.NFT, imds.IPv6}, {rules.Legacy, imds.IPv4}, {rules.Legacy, imds.IPv6},
 }
 
 func (v variant) String() string { return string(v.backend) + "-" + string(v.family) }
 
 // iptables is the variant's command.
 func (v variant) iptables() string {
-	if v.family == enforce.IPv6 {
+	if v.family == imds.IPv6 {
 		return "ip6tables-" + string(v.backend)
 	}
 	return "iptables-" + string(v.backend)
@@ -141,16 +143,16 @@ func (v variant) address() string { return v.family.Endpoint().Addr().String() }
 
 // url is the endpoint's.
 func (v variant) url() string {
-	if v.family == enforce.IPv6 {
+	if v.family == imds.IPv6 {
 		return "http://[" + v.address() + "]/latest/meta-data/instance-id"
 	}
 	return "http://" + v.address() + "/latest/meta-data/instance-id"
 }
 
 // ours is the one rule that is wanted by default, as iptables prints it.
-func (v variant) ours() string { return v.desired(rules.Drop, "eni+")[0] }
+func (v variant) ours() string { return v.desired(policy.Drop, "eni+")[0] }
 
-func (v variant) desired(verdict rules.Verdict, patterns ...string) (texts []string) {
+func (v variant) desired(verdict policy.Verdict, patterns ...string) (texts []string) {
 	var parsed []ifpattern.Pattern
 	for _, text := range patterns {
 		p, err := ifpattern.Parse(text)
@@ -159,24 +161,32 @@ func (v variant) desired(verdict rules.Verdict, patterns ...string) (texts []str
 		}
 		parsed = append(parsed, p)
 	}
-	for _, r := range rules.Desired(v.family, parsed, verdict) {
+	for _, r := range rules.Desired(v.family, policy.New(parsed, verdict)) {
 		texts = append(texts, r.String())
 	}
 	return texts
 }
 
-// forward lists the rules of FORWARD. Empty if iptables can't.
+// forward lists the rules of FORWARD.
 func (n *node) forward(v variant) (list []string) {
-	out, err := n.try("%s -w -S FORWARD", v.iptables())
-	if err != nil {
-		return nil
-	}
+	n.t.Helper()
+	out := n.sh("%s -w -S FORWARD", v.iptables())
 	for line := range strings.Lines(out) {
 		if strings.HasPrefix(line, "-A ") {
 			list = append(list, strings.TrimSpace(line))
 		}
 	}
 	return list
+}
+
+// packets is the packet count of the first rule of FORWARD.
+func (n *node) packets(v variant) int {
+	n.t.Helper()
+	count, err := strconv.Atoi(strings.TrimSpace(n.sh("%s -w -S FORWARD -v | sed -n '2s/.* -c \\([0-9]*\\) .*/\\1/p'", v.iptables())))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return count
 }
 
 // onTop reports whether our rule is first, and there once.
@@ -208,7 +218,7 @@ func (n *node) foreign() string {
 			switch {
 			case strings.HasPrefix(line, "*"):
 				table = strings.TrimSpace(line)
-			case strings.HasPrefix(line, "-A") && !slices.Contains(v.desired(rules.Drop, "eni+"), strings.TrimSpace(line)),
+			case strings.HasPrefix(line, "-A") && !slices.Contains(v.desired(policy.Drop, "eni+"), strings.TrimSpace(line)),
 				strings.HasPrefix(line, ":") && !strings.Contains(line, " ACCEPT "):
 				fmt.Fprintf(&b, "%s %s %s", v, table, counters.ReplaceAllString(line, "[0:0]"))
 			}
@@ -225,14 +235,37 @@ func (n *node) served(v variant) bool {
 	return err == nil
 }
 
-// mustBeBlocked fails the test if the pod reaches the endpoint. A dropped connect only ever times out.
+// answered tells whether the pod gets an answer from the endpoint at once.
+func (n *node) answered(v variant) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 400*time.Millisecond)
+	defer cancel()
+	_, err := n.pod.Get(ctx, v.url())
+	return err == nil
+}
+
+// record is what the agent has recorded on the node.
+func (n *node) record() string {
+	n.t.Helper()
+	return n.sh("cat /run/imds-guard/*/* 2>/dev/null || true")
+}
+
+// mustBeBlocked fails the test if the pod reaches the endpoint, and also if nothing else than a rule can be why it doesn't:
+// the endpoint has to answer the node, and the pod to be answered by others, in the same family. A dropped connect only ever
+// times out.
 func (n *node) mustBeBlocked(v variant) {
 	n.t.Helper()
 	before := n.IMDS().Requests()
-	ctx, cancel := context.WithTimeout(context.Background(), 400*time.Millisecond)
-	defer cancel()
-	if _, err := n.pod.Get(ctx, v.url()); err == nil || n.IMDS().Requests() != before {
+	if n.answered(v) || n.IMDS().Requests() != before {
 		n.t.Errorf("%s: a pod got an answer from the endpoint", v)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	if _, err := n.Host().Get(ctx, v.url()); err != nil {
+		n.t.Errorf("%s: the endpoint does not answer the node either: %v", v, err)
+	}
+	elsewhere := map[imds.Family]string{imds.IPv4: testnode.Elsewhere4, imds.IPv6: "[" + testnode.Elsewhere6 + "]"}[v.family]
+	if _, err := n.pod.Get(ctx, "http://"+elsewhere+"/"); err != nil {
+		n.t.Errorf("%s: the pod reaches nobody: %v", v, err)
 	}
 }
 
@@ -324,12 +357,12 @@ func (a *agent) metric(series string) float64 {
 	return -1
 }
 
-func (a *agent) drift(v variant, reason enforce.State) float64 {
-	return a.metric(fmt.Sprintf(`imds_guard_drift_total{family="%s",reason="%s"}`, v.family, reason))
+func (a *agent) drift(v variant, reason layer.State) float64 {
+	return a.metric(fmt.Sprintf(`imds_guard_drift_total{family="%s",layer="iptables",reason="%s"}`, v.family, reason))
 }
 
-func (a *agent) state(v variant, s enforce.State) bool {
-	return a.metric(fmt.Sprintf(`imds_guard_rule_state{family="%s",state="%s"}`, v.family, s)) == 1
+func (a *agent) state(v variant, s layer.State) bool {
+	return a.metric(fmt.Sprintf(`imds_guard_rule_state{family="%s",layer="iptables",state="%s"}`, v.family, s)) == 1
 }
 
 // uses reports whether the agent says that it uses a backend, in whatever version.
@@ -338,10 +371,13 @@ func (a *agent) uses(backend string) bool {
 	return err == nil && strings.Contains(text, fmt.Sprintf("imds_guard_backend_info{backend=%q,", backend))
 }
 
-// awaitResyncs waits until some resync periods have gone by: in each the loop looked at the rules at least once.
-func (a *agent) awaitResyncs(n float64) {
+// awaitLooks waits until a layer has been looked at so often again.
+func (a *agent) awaitLooks(v variant, n float64) {
 	a.node.t.Helper()
-	const resyncs = `imds_guard_interface_events_total{type="resync"}`
-	before := a.metric(resyncs)
-	eventually(a.node.t, "some resync periods have gone by", func() bool { return a.metric(resyncs) >= before+n })
+	looks := fmt.Sprintf(`imds_guard_looks_total{family="%s",layer="iptables"}`, v.family)
+	before := a.metric(looks)
+	if before < 0 {
+		a.node.t.Fatal("the agent counts no looks")
+	}
+	eventually(a.node.t, "there were some more looks", func() bool { return a.metric(looks) >= before+n })
 }

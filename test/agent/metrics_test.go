@@ -1,4 +1,5 @@
 // The exposition, held against the contract and Prometheus' own linter.
+
 package agent
 
 import (
@@ -15,12 +16,12 @@ const contract = `
 imds_guard_backend_info{backend="nft",version="*"}
 imds_guard_blocked_packets_total{family="F",layer="iptables"}
 imds_guard_build_info{commit="*",goversion="*",version="*"}
-imds_guard_contended{family="F"}
-imds_guard_drift_total{family="F",reason="displaced"}
-imds_guard_drift_total{family="F",reason="duplicate"}
-imds_guard_drift_total{family="F",reason="missing"}
-imds_guard_drift_total{family="F",reason="shadowed"}
-imds_guard_drift_total{family="F",reason="unknown"}
+imds_guard_contended{family="F",layer="iptables"}
+imds_guard_drift_total{family="F",layer="iptables",reason="displaced"}
+imds_guard_drift_total{family="F",layer="iptables",reason="duplicate"}
+imds_guard_drift_total{family="F",layer="iptables",reason="missing"}
+imds_guard_drift_total{family="F",layer="iptables",reason="shadowed"}
+imds_guard_drift_total{family="F",layer="iptables",reason="unknown"}
 imds_guard_interface_events_total{type="added"}
 imds_guard_interface_events_total{type="removed"}
 imds_guard_interface_events_total{type="resync"}
@@ -38,19 +39,20 @@ imds_guard_kubernetes_requests_total{operation="patch_status",result="error"}
 imds_guard_kubernetes_requests_total{operation="patch_status",result="success"}
 imds_guard_kubernetes_requests_total{operation="record_event",result="error"}
 imds_guard_kubernetes_requests_total{operation="record_event",result="success"}
-imds_guard_last_verified_timestamp_seconds{family="F"}
+imds_guard_last_verified_timestamp_seconds{family="F",layer="iptables"}
+imds_guard_looks_total{family="F",layer="iptables"}
 imds_guard_protected
-imds_guard_repair_duration_seconds_count{family="F"}
-imds_guard_repair_duration_seconds_sum{family="F"}
-imds_guard_repairs_total{family="F",result="error"}
-imds_guard_repairs_total{family="F",result="success"}
-imds_guard_rule_state{family="F",state="displaced"}
-imds_guard_rule_state{family="F",state="duplicate"}
-imds_guard_rule_state{family="F",state="enforced"}
-imds_guard_rule_state{family="F",state="missing"}
-imds_guard_rule_state{family="F",state="shadowed"}
-imds_guard_rule_state{family="F",state="unknown"}
-imds_guard_rule_state{family="F",state="unsupported"}
+imds_guard_repair_duration_seconds_count{family="F",layer="iptables"}
+imds_guard_repair_duration_seconds_sum{family="F",layer="iptables"}
+imds_guard_repairs_total{family="F",layer="iptables",result="error"}
+imds_guard_repairs_total{family="F",layer="iptables",result="success"}
+imds_guard_rule_state{family="F",layer="iptables",state="displaced"}
+imds_guard_rule_state{family="F",layer="iptables",state="duplicate"}
+imds_guard_rule_state{family="F",layer="iptables",state="enforced"}
+imds_guard_rule_state{family="F",layer="iptables",state="missing"}
+imds_guard_rule_state{family="F",layer="iptables",state="shadowed"}
+imds_guard_rule_state{family="F",layer="iptables",state="unknown"}
+imds_guard_rule_state{family="F",layer="iptables",state="unsupported"}
 imds_guard_watch_losses_total{watcher="interfaces"}
 imds_guard_watch_losses_total{watcher="legacy"}
 imds_guard_watch_losses_total{watcher="nftables"}

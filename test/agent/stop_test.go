@@ -1,4 +1,5 @@
 // Stopping: whatever ends the agent leaves the rules, and only cleanup removes them.
+
 package agent
 
 import (
@@ -73,6 +74,7 @@ func TestUpgrade(t *testing.T) {
 	v := variants[0]
 	n := newNode(t)
 	n.startReady().kill()
+	n.mustBeBlocked(v)
 	requests := n.IMDS().Requests()
 	done := make(chan struct{})
 	stopped := make(chan struct{})
@@ -83,7 +85,9 @@ func TestUpgrade(t *testing.T) {
 			case <-done:
 				return
 			default:
-				n.mustBeBlocked(v)
+				if n.answered(v) {
+					t.Error("a pod got an answer from the endpoint")
+				}
 			}
 		}
 	}()
@@ -117,7 +121,7 @@ func TestCleanup(t *testing.T) {
 	} {
 		a := n.startReady(flags...)
 		eventually(t, "the record is written", func() bool {
-			record := n.sh("cat /run/imds-guard/* 2>/dev/null || true")
+			record := n.record()
 			for _, p := range strings.Split(flags[len(flags)-1], ",") {
 				if strings.HasSuffix(p, "+") && !strings.Contains(record, p+"\n") {
 					return false
@@ -157,7 +161,7 @@ func TestCleanupBesideAnAgent(t *testing.T) {
 	v := variants[0]
 	a := n.startReady()
 	eventually(t, "the agent has marked that it runs", func() bool {
-		return strings.Contains(n.sh("ls /run/imds-guard 2>/dev/null || true"), "interface-patterns")
+		return strings.Contains(n.record(), "eni+")
 	})
 	if code, stdout, stderr := n.guard("cleanup"); code != 1 || stdout != "" || !strings.Contains(stderr, "an agent runs on this node") {
 		t.Errorf("exit %d: %s%s", code, stdout, stderr)

@@ -1,4 +1,5 @@
 // Bad input: one clear line, exit 2, and nothing changed on the node.
+
 package agent
 
 import (

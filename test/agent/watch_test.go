@@ -1,4 +1,5 @@
 // What wakes the loop: notifications, polls, interfaces, the resync; and what happens when they are lost.
+
 package agent
 
 import (
@@ -7,7 +8,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
 const (
@@ -44,7 +45,7 @@ func TestSameSizeEdit(t *testing.T) {
 			a := n.startReady("--backend", string(v.backend), "--resync-period", "1s")
 			n.sh("%s -w -R FORWARD 1 %s", v.iptables(), strings.Replace(strings.TrimPrefix(v.ours(), "-A FORWARD"), "DROP", "ACCEPT", 1))
 			eventually(t, "the rule is on top again", func() bool { return n.onTop(v) })
-			eventually(t, "the drift is counted", func() bool { return a.drift(v, enforce.Missing) == 1 })
+			eventually(t, "the drift is counted", func() bool { return a.drift(v, layer.Missing) == 1 })
 		})
 	}
 }
@@ -213,7 +214,7 @@ func TestStoppedLoopIsNotReady(t *testing.T) {
 	eventually(t, "the agent is ready", a.ready)
 	n.sh("touch /run/hang")
 	eventually(t, "what was read is out of date", func() bool { return !a.ready() })
-	if a.metric("imds_guard_protected") != 0 || !a.state(variants[0], enforce.Unknown) {
+	if a.metric("imds_guard_protected") != 0 || !a.state(variants[0], layer.Unknown) {
 		t.Error("the gauges are still green")
 	}
 	n.sh("rm /run/hang")

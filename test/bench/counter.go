@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -26,7 +26,7 @@ type counter interface {
 }
 
 // newCounter makes a counter for FORWARD (nft), or for the filter table (legacy), which is all that the kernel tells there.
-func newCounter(n *node, f enforce.Family) (counter, error) {
+func newCounter(n *node, f imds.Family) (counter, error) {
 	if n.backend == rules.Legacy {
 		return newLegacyCounter(n.Host(), f)
 	}
@@ -40,9 +40,9 @@ type nftCounter struct {
 	answer  []byte
 }
 
-func newNFTCounter(ns *testnode.Namespace, f enforce.Family, table, chain string) (*nftCounter, error) {
+func newNFTCounter(ns *testnode.Namespace, f imds.Family, table, chain string) (*nftCounter, error) {
 	family := uint8(unix.NFPROTO_IPV4)
-	if f == enforce.IPv6 {
+	if f == imds.IPv6 {
 		family = unix.NFPROTO_IPV6
 	}
 	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
@@ -127,7 +127,7 @@ func (c *nftCounter) Close() error { return unix.Close(c.fd) }
 // legacyCounter counts the entries of the filter table.
 type legacyCounter struct{ *netfilter.LegacySocket }
 
-func newLegacyCounter(ns *testnode.Namespace, f enforce.Family) (c legacyCounter, err error) {
+func newLegacyCounter(ns *testnode.Namespace, f imds.Family) (c legacyCounter, err error) {
 	err = ns.Do(func() (err error) {
 		c.LegacySocket, err = netfilter.NewLegacySocket(f)
 		return err

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -59,7 +59,7 @@ func leak(ctx context.Context, b *bench, backend rules.Backend) (r row, err erro
 			before, began, attempted := n.IMDS().Requests(), time.Now(), s.attempts.Load()
 			reached := before
 			var perFlush []int64
-			absences, err := n.tamper(ctx, enforce.IPv4, b.sizes.flushes, func() error {
+			absences, err := n.tamper(ctx, imds.IPv4, b.sizes.flushes, func() error {
 				now := n.IMDS().Requests() // a request that is under way falls to the next flush
 				perFlush = append(perFlush, now-reached)
 				reached = now

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -40,7 +40,7 @@ func newNode(ctx context.Context, backend rules.Backend) (n *node, err error) {
 		return nil, err
 	}
 	if n.pod, err = n.AddPod("eni0123456789a"); err == nil {
-		for _, f := range enforce.Families {
+		for _, f := range imds.Families {
 			_, err = n.iptables(ctx, f, "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
 			if err != nil {
 				break
@@ -63,15 +63,15 @@ func withNode(ctx context.Context, backend rules.Backend, f func(*node) error) e
 }
 
 // tool is the name of the backend's command.
-func tool(backend rules.Backend, f enforce.Family) string {
-	if f == enforce.IPv6 {
+func tool(backend rules.Backend, f imds.Family) string {
+	if f == imds.IPv6 {
 		return "ip6tables-" + string(backend)
 	}
 	return "iptables-" + string(backend)
 }
 
 // iptables runs the backend's command on the node and returns what it prints.
-func (n *node) iptables(ctx context.Context, f enforce.Family, args ...string) (string, error) {
+func (n *node) iptables(ctx context.Context, f imds.Family, args ...string) (string, error) {
 	return n.output(ctx, tool(n.backend, f), append([]string{"-w"}, args...)...)
 }
 
@@ -84,12 +84,12 @@ func (n *node) output(ctx context.Context, name string, args ...string) (string,
 }
 
 // rule is the guard's rule as arguments of iptables.
-func rule(f enforce.Family) []string {
+func rule(f imds.Family) []string {
 	return []string{"-i", "eni+", "-d", f.Endpoint().String(), "-j", "DROP"}
 }
 
 // verify asks iptables whether FORWARD has the rule, once, and nothing else: what the observers counted was it.
-func (n *node) verify(ctx context.Context, f enforce.Family) error {
+func (n *node) verify(ctx context.Context, f imds.Family) error {
 	if _, err := n.iptables(ctx, f, append([]string{"-C", "FORWARD"}, rule(f)...)...); err != nil {
 		return fmt.Errorf("verifying that the rule is there: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
 const (
@@ -130,7 +130,7 @@ func (n *node) waitStarted(ctx context.Context, absent []int) (seen time.Time, e
 					break
 				}
 				if ctx.Err() != nil {
-					return fmt.Errorf("waiting for the %s rule: %w", enforce.Families[i], ctx.Err())
+					return fmt.Errorf("waiting for the %s rule: %w", imds.Families[i], ctx.Err())
 				}
 				_ = unix.Nanosleep(&sleep, nil)
 			}
@@ -149,7 +149,7 @@ func (n *node) withCounters(f func([]counter) error) (err error) {
 			err = errors.Join(err, c.Close())
 		}
 	}()
-	for _, family := range enforce.Families {
+	for _, family := range imds.Families {
 		c, err := newCounter(n, family)
 		if err != nil {
 			return err

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -28,7 +28,7 @@ const (
 // repairCase is one node that is tampered with.
 type repairCase struct {
 	backend rules.Backend
-	family  enforce.Family
+	family  imds.Family
 	foreign int
 	n       int
 	goal    repairGoal
@@ -42,12 +42,12 @@ func measureRepair(ctx context.Context, b *bench) (result, error) {
 	// One command on a table of 50,000 rules takes up to 190 ms more.
 	crowded := repairGoal{250 * time.Millisecond, 320 * time.Millisecond}
 	cases := []repairCase{
-		{rules.NFT, enforce.IPv4, 0, b.sizes.repairs, nft},
-		{rules.NFT, enforce.IPv6, 0, b.sizes.repairs6, nft},
-		{rules.NFT, enforce.IPv4, foreignRules, b.sizes.repairs, nft},
-		{rules.Legacy, enforce.IPv4, 0, b.sizes.repairs, legacy},
-		{rules.Legacy, enforce.IPv6, 0, b.sizes.repairs6, legacy},
-		{rules.Legacy, enforce.IPv4, foreignRules, b.sizes.repairs, crowded},
+		{rules.NFT, imds.IPv4, 0, b.sizes.repairs, nft},
+		{rules.NFT, imds.IPv6, 0, b.sizes.repairs6, nft},
+		{rules.NFT, imds.IPv4, foreignRules, b.sizes.repairs, nft},
+		{rules.Legacy, imds.IPv4, 0, b.sizes.repairs, legacy},
+		{rules.Legacy, imds.IPv6, 0, b.sizes.repairs6, legacy},
+		{rules.Legacy, imds.IPv4, foreignRules, b.sizes.repairs, crowded},
 	}
 	r := result{how: fmt.Sprintf("An observer of its own counts the rules in the kernel, by a netlink dump of FORWARD "+
 		"(nft) or IPT_SO_GET_INFO (legacy), in a loop with a pause of about %s, while `iptables -F FORWARD` is run every %s "+
@@ -90,7 +90,7 @@ func (c repairCase) measure(ctx context.Context, b *bench) (absences []time.Dura
 
 // tamper flushes FORWARD n times and observes how long each time the rule is away. after is called each time, before the
 // next.
-func (n *node) tamper(ctx context.Context, f enforce.Family, times int, after func() error) (absences []time.Duration, err error) {
+func (n *node) tamper(ctx context.Context, f imds.Family, times int, after func() error) (absences []time.Duration, err error) {
 	c, err := newCounter(n, f)
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (n *node) tamper(ctx context.Context, f enforce.Family, times int, after fu
 }
 
 // addForeign loads rules of somebody else into the filter table.
-func (n *node) addForeign(ctx context.Context, f enforce.Family, count int) error {
+func (n *node) addForeign(ctx context.Context, f imds.Family, count int) error {
 	if count == 0 {
 		return nil
 	}

@@ -11,7 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
 // row is one line of the table. goal and met are empty where there is no goal.
@@ -45,8 +45,8 @@ func milliseconds(d time.Duration) string {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
 
-func familyName(f enforce.Family) string {
-	if f == enforce.IPv6 {
+func familyName(f imds.Family) string {
+	if f == imds.IPv6 {
 		return "IPv6"
 	}
 	return "IPv4"

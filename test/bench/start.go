@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -69,7 +69,7 @@ func startOnce(ctx context.Context, b *bench, n *node) (time.Duration, error) {
 	if err := a.stop(); err != nil {
 		return 0, err
 	}
-	for _, f := range enforce.Families {
+	for _, f := range imds.Families {
 		if err := n.verify(ctx, f); err != nil {
 			return 0, a.explain(err)
 		}

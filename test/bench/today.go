@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
-	"github.com/imds-guard/imds-guard/pkg/enforce"
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -58,7 +58,7 @@ func measureToday(ctx context.Context, b *bench) (result, error) {
 
 func shellLoop(period time.Duration, f fleet) keeper {
 	script := fmt.Sprintf("while true; do %[1]s -w -C FORWARD %[2]s 2>/dev/null || %[1]s -w -I FORWARD %[2]s; sleep %[3]d; done",
-		tool(rules.NFT, enforce.IPv4), strings.Join(rule(enforce.IPv4), " "), int(period.Seconds()))
+		tool(rules.NFT, imds.IPv4), strings.Join(rule(imds.IPv4), " "), int(period.Seconds()))
 	return keeper{
 		name: fmt.Sprintf("shell loop, every %.0f s", period.Seconds()), period: period, fleet: f, table: "filter", chain: "FORWARD",
 		command: func(ctx context.Context, n *node) (*exec.Cmd, error) { return n.Command(ctx, "sh", "-c", script), nil },
@@ -92,7 +92,7 @@ func (k keeper) measure(ctx context.Context) (row, error) {
 // onNode starts the keeper on a node and tampers with its rule, each time phase after the keeper was seen at work.
 func (k keeper) onNode(ctx context.Context, phase func(int) time.Duration, seen func(time.Duration)) error {
 	return withNode(ctx, rules.NFT, func(n *node) (err error) {
-		c, err := newNFTCounter(n.Host(), enforce.IPv4, k.table, k.chain)
+		c, err := newNFTCounter(n.Host(), imds.IPv4, k.table, k.chain)
 		if err != nil {
 			return err
 		}
@@ -122,7 +122,7 @@ func (k keeper) onNode(ctx context.Context, phase func(int) time.Duration, seen 
 				return err
 			}
 			absence, err := observeTampering(ctx, c, 1, slowPollPause, k.period+patience, func() error {
-				_, err := n.iptables(ctx, enforce.IPv4, "-t", k.table, "-F", k.chain)
+				_, err := n.iptables(ctx, imds.IPv4, "-t", k.table, "-F", k.chain)
 				return err
 			})
 			if err != nil {

@@ -1,5 +1,5 @@
-// Package keep keeps a subscription going that the kernel, or the library, may end at any time.
-package keep
+// Package subscription keeps a subscription going that the kernel, or the library, may end at any time.
+package subscription
 
 import (
 	"context"
@@ -11,11 +11,11 @@ import (
 const (
 	minPause = 100 * time.Millisecond
 	maxPause = 30 * time.Second
-	lasted   = time.Minute
+	lasting  = time.Minute
 )
 
-// Following calls follow again whenever it returns, until ctx ends, and tells lost with what error it did.
-func Following(ctx context.Context, follow func(context.Context) error, lost func(error)) {
+// Keep calls follow, and again whenever it returns, until ctx ends. Each time lost is called with the error that it returned.
+func Keep(ctx context.Context, follow func(context.Context) error, lost func(error)) {
 	pause := minPause
 	for {
 		start := time.Now()
@@ -23,10 +23,10 @@ func Following(ctx context.Context, follow func(context.Context) error, lost fun
 		if ctx.Err() != nil {
 			return
 		}
-		lost(err)
-		if time.Since(start) > lasted {
+		if time.Since(start) >= lasting {
 			pause = minPause
 		}
+		lost(err)
 		select {
 		case <-ctx.Done():
 			return

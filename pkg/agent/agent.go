@@ -1,0 +1,174 @@
+// The agent's start, its parts, and its end.
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/ifwatch"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/metrics"
+	"github.com/imds-guard/imds-guard/pkg/netfilter"
+	"github.com/imds-guard/imds-guard/pkg/node"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// Build is what the program is called in metrics and in requests.
+type Build struct{ Version, Commit string }
+
+// patience is for how long the rest of the start waits until every layer has been enforced for the first time: a layer
+// that hangs must not keep the changes of the others from being noticed.
+const patience = 2 * time.Second
+
+// agent ties the parts together.
+type agent struct {
+	config    config.Config
+	log       *slog.Logger
+	elsewhere string // why this is not the node's network namespace; empty if it is
+	record    rules.Record
+	selector  *rules.Selector
+	metrics   *metrics.Metrics
+	guard     *guard.Guard
+	links     *ifwatch.Watch
+	nft       *netfilter.NFTWatch
+	legacy    *netfilter.LegacyPoll
+	observer  *observer
+	cluster   *cluster
+	started   time.Time
+}
+
+// Run enforces first, starts all else only then, and returns when ctx has ended. What is in force stays. The error says that
+// nothing could be enforced at all.
+func Run(ctx context.Context, c config.Config, b Build, log *slog.Logger) error {
+	a, err := newAgent(c, b, log)
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	if a.elsewhere == "" {
+		wg.Go(func() { a.guard.Run(ctx) })
+		a.guard.First(patience)
+	} else {
+		log.Error("nothing is guarded: the agent is not in the node's network namespace", "detail", a.elsewhere)
+	}
+	log.Info("started", "version", b.Version, "backend", a.selector.Current(), "policy", c.Policy().String(),
+		"protected", a.guard.Status().Protected)
+	a.connect(ctx, b)
+	for _, part := range a.parts() {
+		wg.Go(func() { part(ctx) })
+	}
+	wg.Wait()
+	log.Info("stopped; the rules stay, only `imds-guard cleanup` removes them")
+	return nil
+}
+
+func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
+	record, err := rules.NewRecord(rules.RecordDir)
+	if err != nil {
+		return nil, err
+	}
+	recorded, err := record.Backend()
+	if err != nil {
+		log.Warn("the backend that was used last is not known; choosing one anew", "error", err)
+	}
+	selector, err := rules.NewSelector(c.Backend, imds.Families, recorded)
+	if err != nil {
+		return nil, err
+	}
+	layers := newLayers(selector)
+	a := &agent{
+		config: c, log: log, record: record, selector: selector, started: time.Now(),
+		elsewhere: OutsideNode(),
+		metrics:   metrics.New(b.Version, b.Commit, described(layers), node.Operations),
+		nft:       &netfilter.NFTWatch{},
+		observer:  newObserver(),
+		cluster:   newCluster(),
+	}
+	a.metrics.Status = a.status
+	a.guard = guard.New(guard.Config{
+		Layers: layers, Policy: c.Policy(), Resync: c.Resync, Log: log,
+		Recorder: recorder{a.metrics, a.cluster}, Looked: a.observer.Wake, Suspect: a.suspect,
+	})
+	selector.Changed = a.backendChanged
+	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.wake, Lost: a.lost(metrics.WatcherInterfaces)}
+	a.nft.Wake, a.nft.Lost = a.guard.Wake, a.lost(metrics.WatcherNFTables)
+	a.legacy = netfilter.NewLegacyPoll(a.guard.Wake, a.lost(metrics.WatcherLegacy), imds.Families...)
+	return a, nil
+}
+
+// newLayers makes every layer, without touching the node.
+func newLayers(s *rules.Selector) (layers []guard.Layer) {
+	for _, f := range imds.Families {
+		layers = append(layers, rules.NewTable(f, s))
+	}
+	return layers
+}
+
+func described(layers []guard.Layer) (list []metrics.Layer) {
+	for _, l := range layers {
+		list = append(list, metrics.Layer{ID: l.ID(), States: rules.States})
+	}
+	return list
+}
+
+// parts is what runs beside the keepers.
+func (a *agent) parts() []func(context.Context) {
+	server := &metrics.Server{
+		Address: a.config.MetricsAddress, HealthAddress: a.config.HealthAddress, WebConfigFile: a.config.WebConfigFile,
+		Metrics: a.metrics, Healthy: a.healthy, Ready: a.ready, Log: a.log,
+	}
+	parts := []func(context.Context){server.Run}
+	if a.cluster.reporter != nil {
+		parts = append(parts, a.cluster.reporter.Run)
+	}
+	if a.elsewhere == "" {
+		parts = append(parts, a.observe, a.links.Run, a.nft.Run, a.legacy.Run, a.remember)
+	}
+	return parts
+}
+
+// status is what is known of the layers. In another network namespace than the node's that is nothing.
+func (a *agent) status() guard.Status {
+	s := a.guard.Status()
+	if a.elsewhere != "" {
+		for i := range s.Layers {
+			s.Layers[i].Reading = layer.Reading{State: layer.Unknown, Detail: a.elsewhere}
+		}
+		s.Protected = false
+	}
+	return s
+}
+
+// wake asks for a look at everything.
+func (a *agent) wake() {
+	a.guard.Wake()
+	a.observer.Wake()
+}
+
+func (a *agent) lost(watcher string) func(error) {
+	return func(err error) {
+		a.metrics.Lost(watcher)
+		a.log.Warn("a watcher may have missed something; looking at everything again", "watcher", watcher, "error", err)
+		a.wake()
+	}
+}
+
+func (a *agent) backendChanged(from, to rules.Backend) {
+	a.log.Warn("the node's agents use another iptables backend now; following them", "from", from, "to", to)
+}
+
+// suspect names who wrote to nftables last before a look, and so most likely made the rules drift.
+func (a *agent) suspect() string {
+	writer := a.nft.LastWriter()
+	if writer.PID == 0 || a.selector.Current() != rules.NFT {
+		return "unknown"
+	}
+	return fmt.Sprintf("%s (pid %d)", writer.Name, writer.PID)
+}

@@ -1,0 +1,233 @@
+package agent
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/metrics"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// stillLayer is always in the same state, and hangs if told to.
+type stillLayer struct {
+	id    layer.ID
+	state layer.State
+	hang  chan struct{}
+}
+
+func (l stillLayer) ID() layer.ID { return l.id }
+
+func (l stillLayer) Look(policy.Policy, func(string)) layer.Finding {
+	if l.hang != nil {
+		<-l.hang
+	}
+	return layer.Finding{Reading: layer.Reading{State: l.state}}
+}
+
+func (l stillLayer) Repair(policy.Policy, layer.Finding) error {
+	return errors.New("it can't be repaired")
+}
+
+// /healthz fails when a keeper's last look was too long ago, and only then: being unprotected is no reason to be restarted.
+func TestHealthy(t *testing.T) {
+	const resync = 10 * time.Second
+	log := slog.New(slog.DiscardHandler)
+	hang := make(chan struct{})
+	g := guard.New(guard.Config{
+		Resync: resync, Log: log, Recorder: recorder{metrics.New("", "", nil, nil), newCluster()},
+		Layers: []guard.Layer{
+			stillLayer{id: layer.ID{Name: "a", Family: imds.IPv4}, state: layer.Missing},
+			stillLayer{id: layer.ID{Name: "b", Family: imds.IPv4}, state: layer.Enforced, hang: hang},
+		},
+	})
+	a := &agent{config: config.Config{Resync: resync}, guard: g, started: time.Now()}
+	if err := a.healthy(); err != nil {
+		t.Errorf("right after the start: %v", err)
+	}
+	go g.Run(t.Context())
+	for g.Status().Layers[0].At.IsZero() {
+		time.Sleep(time.Millisecond)
+	}
+	a.started = time.Now().Add(-3*resync - stuckAfter - time.Second)
+	if err := a.healthy(); err == nil || !strings.Contains(err.Error(), "b ipv4") {
+		t.Errorf("a keeper hangs since the start: %v", err)
+	}
+	close(hang)
+	g.First(time.Minute)
+	if err := a.healthy(); err != nil {
+		t.Errorf("after a look at each: %v", err)
+	}
+}
+
+// Admission asks more than protection: every layer has to be as the policy wants it.
+func TestAdmits(t *testing.T) {
+	for _, c := range []struct {
+		states []layer.State
+		want   bool
+	}{
+		{nil, false},
+		{[]layer.State{layer.Enforced}, true},
+		{[]layer.State{layer.Enforced, layer.Unsupported}, true},
+		{[]layer.State{layer.Unsupported}, false},
+		{[]layer.State{layer.Enforced, layer.Unknown}, false},
+		{[]layer.State{layer.Enforced, layer.Missing}, false},
+		{[]layer.State{rules.Displaced, rules.Duplicate}, true},
+		{[]layer.State{rules.Shadowed, layer.Enforced}, false},
+	} {
+		s := guard.Status{Protected: true} // it is not asked
+		for _, state := range c.states {
+			s.Layers = append(s.Layers, guard.LayerStatus{Reading: layer.Reading{State: state}})
+		}
+		if got := admits(s); got != c.want {
+			t.Errorf("%v: %t", c.states, got)
+		}
+	}
+}
+
+func TestOutsideNode(t *testing.T) {
+	for _, c := range []struct {
+		pod, host, local string
+		outside          bool
+	}{
+		{"", "", "10.0.0.1", false},
+		{"10.0.0.1", "", "10.0.0.1", false},
+		{"", "10.0.0.1", "10.0.0.9", false},
+		{"10.0.0.1", "10.0.0.1", "10.0.0.9", false},
+		{"::ffff:10.0.0.1", "10.0.0.1", "10.0.0.9", false},
+		{"fd00:0::1", "fd00::1", "10.0.0.9", false},
+		{"10.0.0.2", "10.0.0.1", "10.0.0.2", true},
+		{"fd00::2", "fd00::1", "fd00::2", true},
+		{"10.0.0.2", "fd00::1", "10.0.0.2", true},
+		{"rubbish", "10.0.0.1", "10.0.0.2", true},
+		{"10.0.0.2", "rubbish", "10.0.0.2", true},
+		{"10.0.0.2", "fd00::1", "fd00::1", false},   // dual-stack
+		{"10.0.0.2", "10.0.0.1", "10.0.0.1", false}, // the address has changed
+	} {
+		words := outside(c.pod, c.host, func() []net.Addr { return []net.Addr{&net.IPNet{IP: net.ParseIP(c.local)}} })
+		if (words != "") != c.outside {
+			t.Errorf("pod %q, host %q, here %q: %q", c.pod, c.host, c.local, words)
+		}
+	}
+}
+
+// What is known to be wrong outweighs what is not known.
+func TestVerdict(t *testing.T) {
+	type states = []layer.State
+	for _, c := range []struct {
+		states states
+		links  CheckLinks
+		want   error
+	}{
+		{states{layer.Enforced, layer.Enforced}, CheckLinks{}, nil},
+		{states{layer.Enforced, layer.Unsupported}, CheckLinks{}, nil},
+		{states{rules.Displaced, rules.Duplicate}, CheckLinks{}, nil},
+		{states{layer.Enforced, layer.Enforced}, CheckLinks{Tunnels: []string{"flannel.1"}}, nil},
+		{states{layer.Unsupported, layer.Unsupported}, CheckLinks{}, ErrNotProtected},
+		{nil, CheckLinks{}, ErrNotProtected},
+		{states{layer.Unknown, layer.Missing}, CheckLinks{}, ErrNotProtected},
+		{states{layer.Missing, layer.Unknown}, CheckLinks{}, ErrNotProtected},
+		{states{layer.Unknown, layer.Enforced}, CheckLinks{}, ErrUnknown},
+		{states{layer.Enforced, layer.Unknown}, CheckLinks{}, ErrUnknown},
+		{states{layer.Enforced}, CheckLinks{Error: "no list"}, ErrUnknown},
+		{states{layer.Enforced}, CheckLinks{Uncovered: []string{"cali1"}}, ErrNotProtected},
+		{states{layer.Unknown}, CheckLinks{Uncovered: []string{"cali1"}}, ErrNotProtected},
+	} {
+		check := Check{Interfaces: c.links}
+		for _, s := range c.states {
+			check.Families = append(check.Families, CheckFamily{State: s})
+		}
+		if got := check.Verdict(); !errors.Is(got, c.want) {
+			t.Errorf("%v, %+v: %v, want %v", c.states, c.links, got, c.want)
+		}
+	}
+}
+
+// A node without pods is no proof that pods are covered, and the text says so.
+func TestCheckOfNoPods(t *testing.T) {
+	if text := (Check{}).String(); !strings.Contains(text, "no pod is known here") {
+		t.Errorf("it says\n%s", text)
+	}
+	if text := (Check{Interfaces: CheckLinks{PodSide: 1}}).String(); strings.Contains(text, "no pod is known here") {
+		t.Errorf("with a pod it says\n%s", text)
+	}
+}
+
+// What a look found in the log, the metrics and the condition is the same: the layer by its name and its family.
+func TestLayersOfOneFamily(t *testing.T) {
+	layers := []metrics.Layer{
+		{ID: layer.ID{Name: "a", Family: imds.IPv4}, States: layer.States()},
+		{ID: layer.ID{Name: "b", Family: imds.IPv4}, States: rules.States},
+	}
+	m := metrics.New("", "", layers, nil)
+	m.Status = func() guard.Status {
+		return guard.Status{Layers: []guard.LayerStatus{
+			{ID: layers[0].ID, Reading: layer.Reading{State: layer.Enforced}},
+			{ID: layers[1].ID, Reading: layer.Reading{State: rules.Shadowed}},
+		}}
+	}
+	families, err := m.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	series := map[string]int{}
+	for _, f := range families {
+		series[f.GetName()] = len(f.GetMetric())
+	}
+	if n := series["imds_guard_rule_state"]; n != len(layer.States())+len(rules.States) {
+		t.Errorf("%d series of states", n)
+	}
+	if n := series["imds_guard_contended"]; n != 2 {
+		t.Errorf("%d series of contended", n)
+	}
+}
+
+// An error that is no command's is not counted as one.
+func TestOnlyCommandsAreCounted(t *testing.T) {
+	id := layer.ID{Name: rules.LayerName, Family: imds.IPv4}
+	m := metrics.New("", "", []metrics.Layer{{ID: id, States: rules.States}}, nil)
+	m.Status = func() guard.Status { return guard.Status{} }
+	counted := func() (sum float64) {
+		families, err := m.Registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, s := range f.GetMetric() {
+				if f.GetName() == "imds_guard_iptables_errors_total" {
+					sum += s.GetCounter().GetValue()
+				}
+			}
+		}
+		return sum
+	}
+	m.Failed(id, errors.New("inserted rules are not recognised"))
+	if n := counted(); n != 0 {
+		t.Errorf("%v errors of commands", n)
+	}
+	m.Failed(id, &rules.CommandError{Family: imds.IPv4, Operation: rules.OpList, Reason: rules.ReasonLock, Err: errors.New("lock")})
+	if n := counted(); n != 1 {
+		t.Errorf("%v errors of commands after one", n)
+	}
+}
+
+// The policy of a configuration is what its flags say.
+func TestPolicyOfConfig(t *testing.T) {
+	p, err := ifpattern.Parse("eni+")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config.Config{Interfaces: []ifpattern.Pattern{p}, Verdict: policy.Reject}
+	if got := c.Policy().String(); got != "eni+ reject" {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,111 @@
+// What follows from a look, beside what the guard itself records: the backend in use, the interfaces that rules cover, and
+// the word to the cluster.
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/ifwatch"
+	"github.com/imds-guard/imds-guard/pkg/node"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// observer wakes the goroutine of agent.observe.
+type observer struct {
+	wake    chan struct{}
+	backend string // as exported last
+}
+
+func newObserver() *observer { return &observer{wake: make(chan struct{}, 1)} }
+
+// Wake never blocks.
+func (o *observer) Wake() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// observe reports after looks until ctx ends.
+func (a *agent) observe(ctx context.Context) {
+	uncovered := ifwatch.Reporter{Log: a.log}
+	if events := a.cluster.events; events != nil {
+		uncovered.Notify = events.NotCovered
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.observer.wake:
+		case <-timer.C:
+		}
+		a.exportBackend()
+		if pending := a.reportInterfaces(&uncovered); pending {
+			timer.Reset(ifwatch.QuietTime)
+		}
+		a.cluster.looked(a.status())
+	}
+}
+
+func (a *agent) exportBackend() {
+	name, version := string(a.selector.Current()), a.selector.Version()
+	if exported := name + version; exported != a.observer.backend {
+		a.observer.backend = exported
+		a.metrics.Backend(name, version)
+		a.legacy.Set(a.selector.Current() == rules.Legacy)
+	}
+}
+
+// reportInterfaces exports which interfaces rules cover, and tells the log of those that none does. It reports whether there
+// are some that it does not name yet.
+func (a *agent) reportInterfaces(r *ifwatch.Reporter) (pending bool) {
+	picture := a.links.Picture()
+	if errors.Is(picture.Err, ifwatch.ErrNotListed) {
+		a.cluster.coverage.Store(&node.Coverage{Err: picture.Err})
+		return false
+	}
+	uncovered := ifwatch.Uncovered(picture.Interfaces, a.config.Interfaces)
+	named, pending := r.Report(time.Now(), uncovered, ifwatch.Uncovered(picture.Tunnels, a.config.Interfaces))
+	known := node.Coverage{Err: picture.Err, Uncovered: named}
+	if pending && picture.Err == nil && len(named) == 0 {
+		known = *a.cluster.coverage.Load() // what was known before holds until this one has stayed for a while
+	}
+	a.cluster.coverage.Store(&known)
+	covered := len(picture.Interfaces) - len(uncovered)
+	if !a.status().Protected {
+		covered = 0 // a pattern that no rule in force has covers nothing
+	}
+	a.metrics.Interfaces(covered, len(picture.Interfaces)-covered)
+	return pending
+}
+
+// remember records for cleanup that an agent runs and what was installed, and for check which backend is in use. It is a
+// part of its own, so that no file system can hold up a keeper.
+func (a *agent) remember(ctx context.Context) {
+	reported, marked := false, false
+	for {
+		var err error
+		if !marked {
+			err = a.record.MarkRunning()
+			marked = err == nil
+		}
+		if err == nil {
+			err = a.record.Remember(a.config.Interfaces, a.selector.Current())
+		}
+		if err != nil && !reported {
+			a.log.Warn("recording what was installed failed; trying again, until then cleanup needs the same --interface flags",
+				"error", err)
+		}
+		reported = err != nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(a.config.Resync):
+		}
+	}
+}

@@ -1,0 +1,211 @@
+// One layer's keeper: when to look and to repair, and what to say of it.
+
+package guard
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+)
+
+// Looks that were asked for are done at once up to burst, then at this rate: a look may cost some milliseconds of forked
+// commands, and another agent may write rules a thousand times a second.
+const (
+	looksPerSecond = 20
+	looksBurst     = 50
+)
+
+// Lines about single drifts and their repairs are written at once up to burst, then at this rate: another program's start
+// may move rules a dozen times, and be over before that is a fight.
+const (
+	linesEvery = 10 * time.Second
+	linesBurst = 3
+)
+
+// keeper owns a layer. All but Wake belongs to the goroutine of run.
+type keeper struct {
+	*Config
+	layer  Layer
+	log    *slog.Logger // names the layer
+	policy func() *policy.Policy
+	place  *place
+	wake   chan struct{}
+	looks  *rate.Limiter
+	lines  *rate.Limiter
+
+	last  layer.State // as the last look, with its repair, left it; zero before the first, and in a new place
+	where string      // the Place of the last reading
+	note  string      // the last detail of a reading that is no drift
+	loud  bool        // the current drift is worth its lines
+	pacer pacer
+	fight fight
+}
+
+func newKeeper(l Layer, c *Config, p func() *policy.Policy, at *place) *keeper {
+	id := l.ID()
+	return &keeper{
+		Config: c, layer: l, policy: p, place: at,
+		log:   c.Log.With("layer", id.Name, "family", id.Family),
+		wake:  make(chan struct{}, 1),
+		looks: rate.NewLimiter(looksPerSecond, looksBurst),
+		lines: rate.NewLimiter(rate.Every(linesEvery), linesBurst),
+		pacer: newPacer(),
+	}
+}
+
+// Wake asks for a look. It never blocks.
+func (k *keeper) Wake() {
+	k.place.asked(time.Now())
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run looks whenever it is woken, a repair is due, or the resync period is over, until ctx ends. looked is called once,
+// after the first look.
+func (k *keeper) run(ctx context.Context, looked func()) {
+	timer := time.NewTimer(k.look())
+	defer timer.Stop()
+	looked()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.wake:
+		case <-timer.C:
+		}
+		if k.looks.Wait(ctx) != nil {
+			return
+		}
+		timer.Reset(k.look())
+	}
+}
+
+// look looks once, repairs what it may, reads that back, and returns after what time to look again. What is missing is put
+// back before anything else is done, be it a line in the log: packets pass meanwhile.
+func (k *keeper) look() (again time.Duration) {
+	began, suspect, p := time.Now(), k.Suspect(), *k.policy()
+	k.place.answering()
+	found := k.read(p)
+	if found.Place != k.where {
+		k.where, k.last = found.Place, layer.State{}
+	}
+	repaired, err := false, error(nil)
+	again = k.Resync
+	if found.State.Drifted() && found.State != layer.Unknown {
+		if wait := k.pacer.wait(!found.State.Protects()); wait > 0 {
+			again = min(again, wait)
+		} else {
+			repaired, err = true, k.layer.Repair(p, found)
+		}
+	}
+	if found.State.Drifted() && found.State != k.last {
+		k.drifted(found.Reading, suspect)
+	}
+	now := found.Reading
+	if repaired {
+		after := k.read(p)
+		now, found.Again = after.Reading, after.Again
+		again = k.judge(found.Reading, now, err, time.Since(began), suspect)
+	}
+	if found.Again > 0 {
+		again = min(again, found.Again)
+	}
+	k.settled(now)
+	k.place.looked(k.fight.on)
+	k.Looked()
+	return again
+}
+
+// read looks and puts what was found on the board, before anything that may take long.
+func (k *keeper) read(p policy.Policy) layer.Finding {
+	f := k.layer.Look(p, k.place.doubt)
+	k.place.show(f.Reading, time.Now())
+	k.Recorder.Looked(k.layer.ID())
+	if f.Err != nil {
+		k.Recorder.Failed(k.layer.ID(), f.Err)
+	}
+	return f
+}
+
+// drifted counts and reports a drift, once for as long as it lasts. That the rules are not there yet when the agent starts
+// on a new node is no drift.
+func (k *keeper) drifted(r layer.Reading, suspect string) {
+	if k.last == (layer.State{}) && r.State == layer.Missing {
+		return
+	}
+	k.Recorder.Drift(k.layer.ID(), r.State)
+	if k.fight.drifted(time.Now()) {
+		k.log.Warn("somebody keeps undoing the repairs; they go on, at a bounded rate, and are not logged one by one",
+			"reason", r.State, "detail", r.Detail, "suspect", suspect)
+	}
+	// That it can't be read is no move in a fight, and it stays until somebody looks.
+	k.loud = r.State == layer.Unknown || !k.fight.on && k.lines.Allow()
+	k.log.Log(context.Background(), k.level(slog.LevelWarn), "rules drifted",
+		"reason", r.State, "detail", r.Detail, "suspect", suspect)
+}
+
+// level keeps the log quiet while repairs are being undone.
+func (k *keeper) level(normal slog.Level) slog.Level {
+	if k.loud {
+		return normal
+	}
+	return slog.LevelDebug
+}
+
+// judge says what came of the repair of found, now being what was read after it, and returns when to look again.
+func (k *keeper) judge(found, now layer.Reading, err error, took time.Duration, suspect string) (again time.Duration) {
+	ok := err == nil && !now.State.Drifted()
+	install := k.last == (layer.State{}) && found.State == layer.Missing
+	switch {
+	case !install:
+		k.Recorder.Repaired(k.layer.ID(), ok, took)
+	case ok:
+		k.log.Info("rules installed", "rules", now.Rules, "took", took.String())
+	}
+	if err != nil {
+		k.Recorder.Failed(k.layer.ID(), err)
+		if k.pacer.failures == 0 {
+			k.log.Error("repairing rules failed; trying again", "reason", found.State, "error", err)
+		}
+		return k.pacer.failed()
+	}
+	k.pacer.failures = 0
+	if ok && install {
+		return k.Resync
+	}
+	k.fight.repaired(time.Now())
+	if !ok {
+		// The repair was accepted, and somebody was quicker than the reading.
+		k.drifted(now, suspect)
+		return minRetry
+	}
+	k.log.Log(context.Background(), k.level(slog.LevelInfo), "rules repaired", "reason", found.State, "took", took.String())
+	return k.Resync
+}
+
+// settled notes what the look has left behind.
+func (k *keeper) settled(r layer.Reading) {
+	drifted := r.State.Drifted()
+	if !drifted {
+		k.pacer.failures = 0
+	}
+	if k.fight.over(time.Now(), drifted) {
+		k.log.Info("nobody undoes the repairs any more", "undone", k.fight.undone)
+		k.fight = fight{}
+	}
+	if k.last == layer.Unknown && !drifted {
+		k.log.Info("rules can be read again", "state", r.State)
+	}
+	if !drifted && r.Detail != k.note {
+		k.note = r.Detail
+		k.log.Info("rules are in force", "state", r.State, "detail", r.Detail)
+	}
+	k.last = r.State
+}

@@ -1,0 +1,92 @@
+// What the kernel says of real interfaces.
+
+package ifwatch
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
+)
+
+func byName(a, b Interface) int { return strings.Compare(a.Name+a.Kind, b.Name+b.Kind) }
+
+// newNode makes a node that is closed when the test ends.
+func newNode(t *testing.T) *testnode.Node {
+	t.Helper()
+	n, err := testnode.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// sh runs a script on the node.
+func sh(t *testing.T, n *testnode.Node, script string) {
+	t.Helper()
+	if out, err := n.Command(t.Context(), "sh", "-ec", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// list lists the interfaces of a node.
+func list(t *testing.T, n *testnode.Node) (p Picture) {
+	t.Helper()
+	err := n.Host().Do(func() (err error) {
+		p, err = List()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// podsCase is a script and the pod-side interfaces that it makes. It finds a network namespace called pod, mounted in the
+// node's own /run, which goes with the node.
+type podsCase struct {
+	name, script string
+	want         []string
+}
+
+func (c podsCase) run(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sh(t, n, "ip netns add pod\n"+c.script)
+	if got := sorted(list(t, n).Interfaces); !slices.Equal(got, c.want) {
+		t.Errorf("pod-side are %q, want %q", got, c.want)
+	}
+}
+
+func TestWhichInterfacesLeadToPods(t *testing.T) {
+	t.Parallel()
+	for _, c := range []podsCase{
+		{"nothing but the uplink, which is a veth", "", nil},
+		{"a pair on the node itself", "ip link add veth0 type veth peer name veth1", nil},
+		{"a veth to a pod, whatever its name", "ip link add x1 type veth peer name y netns pod", []string{"x1"}},
+		{"a bridge stands for its ports", `ip link add cni7 type bridge
+			ip link add veth1 type veth peer name y1 netns pod; ip link set veth1 master cni7
+			ip link add veth2 type veth peer name y2 netns pod; ip link set veth2 master cni7`, []string{"cni7"}},
+		{"a bridge without pods, by another name", "ip link add lan type bridge", nil},
+		{"a bridge with a pod, by another name", `ip link add lan type bridge
+			ip link add veth1 type veth peer name y1 netns pod; ip link set veth1 master lan`, []string{"lan"}},
+		{"a macvlan on a bridge with a pod", `ip link add lan type bridge
+			ip link add veth1 type veth peer name y1 netns pod; ip link set veth1 master lan
+			ip link add link lan name shim type macvlan mode bridge`, []string{"lan", "shim"}},
+		{"a macvlan on the uplink", "ip link add link eth0 name shim type macvlan mode bridge", nil},
+		{"known names, whatever their type", "for i in cni0 cbr0 docker0 cali0123456789a lxc0a1b2c3d; do ip link add $i type bridge; done",
+			[]string{"cali0123456789a", "cbr0", "cni0", "docker0", "lxc0a1b2c3d"}},
+		{"names that only begin alike", "for i in cni calico enis vlan100 eni0; do ip link add $i type bridge; done", nil},
+		{"an uplink bridge with a pod", `ip link add br0 type bridge; ip link add veth1 type veth peer name y1 netns pod
+			ip link set veth1 master br0; ip addr add 10.9.0.2/24 dev br0; ip link set br0 up
+			ip route add default via 10.9.0.1 dev br0 metric 7`, nil},
+	} {
+		t.Run(c.name, c.run)
+	}
+}

@@ -1,0 +1,143 @@
+// The reading of one chain of nftables: what is needed of it, and not more.
+
+package netfilter
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+)
+
+// NFTChain is what nftables knows of a base chain that iptables-nft uses, and iptables-nft does not say.
+type NFTChain struct {
+	Exists bool
+	// Dormant: the table's hooks are switched off (`nft add table ip filter { flags dormant; }`), its rules do nothing.
+	Dormant bool
+	// Type is empty for a chain without a hook, which is never entered by itself. Hook is a number of
+	// linux/netfilter.h (NF_INET_FORWARD), Priority one of linux/netfilter_ipv4.h (NF_IP_PRI_FILTER).
+	Type     string
+	Hook     uint32
+	Priority int32
+	// Top is the beginning of the chain: every rule down to where the Scope had enough.
+	Top []NFTRule
+	// Below are those among the rest that name the Scope's address.
+	Below []NFTRule
+	// Length is how many rules were seen. Incomplete says that there may be more: somebody's writing, in whatever table
+	// of the network namespace, cut the reading off again and again.
+	Length     int
+	Incomplete bool
+}
+
+// Rules are all that were read.
+func (c NFTChain) Rules() []NFTRule { return slices.Concat(c.Top, c.Below) }
+
+// Scope says what is needed of a chain, so that a long one costs neither time nor memory.
+type Scope struct {
+	// Address: rules that name it are read wherever they stand.
+	Address netip.Addr
+	// Top is how many rules are read from the top at most.
+	Top int
+	// Enough is called with each rule from the top on; after true, the rules below matter only if they name Address.
+	Enough func(NFTRule) bool
+}
+
+// HasChain reports whether nftables has this chain in this family.
+func (n *NFT) HasChain(f imds.Family, table, chain string) (bool, error) {
+	found, err := n.getChain(f, table, chain)
+	if err != nil {
+		return false, fmt.Errorf("looking for nftables chain %s/%s (%s): %w", table, chain, f, err)
+	}
+	return found != nil, nil
+}
+
+func (n *NFT) getChain(f imds.Family, table, chain string) (map[uint16]syscall.NetlinkRouteAttr, error) {
+	return n.get(f, unix.NFT_MSG_GETCHAIN, nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain))
+}
+
+// ReadChain reads a chain. It costs some microseconds, however many rules the other chains have.
+func (n *NFT) ReadChain(f imds.Family, table, chain string, s Scope) (NFTChain, error) {
+	c, err := n.readChain(f, table, chain, s)
+	if err != nil {
+		return NFTChain{}, fmt.Errorf("reading nftables chain %s/%s (%s): %w", table, chain, f, err)
+	}
+	return c, nil
+}
+
+func (n *NFT) readChain(f imds.Family, table, chain string, s Scope) (c NFTChain, err error) {
+	attrs, err := n.get(f, unix.NFT_MSG_GETTABLE, nameAttr(unix.NFTA_TABLE_NAME, table))
+	if err != nil || attrs == nil {
+		return c, err
+	}
+	dormant := be32(attrs[unix.NFTA_TABLE_FLAGS])&unix.NFT_TABLE_F_DORMANT != 0
+	if attrs, err = n.getChain(f, table, chain); err != nil || attrs == nil {
+		return c, err
+	}
+	hook, err := parseAttrs(attrs[unix.NFTA_CHAIN_HOOK].Value)
+	if err != nil {
+		return c, err
+	}
+	for range askTries {
+		c, err = n.readRules(f, table, chain, s)
+		if !errors.Is(err, unix.EINTR) && !c.Incomplete {
+			break
+		}
+	}
+	c.Exists, c.Dormant = true, dormant
+	c.Type = unix.ByteSliceToString(attrs[unix.NFTA_CHAIN_TYPE].Value)
+	c.Hook, c.Priority = be32(hook[unix.NFTA_HOOK_HOOKNUM]), int32(be32(hook[unix.NFTA_HOOK_PRIORITY]))
+	return c, err
+}
+
+// askTries is how often a dump is made anew that was cut off before there was enough of it.
+const askTries = 10
+
+// readRules dumps the rules once. A dump of many rules comes in several packets, and the kernel marks the first message
+// that was made after somebody's transaction (nl_dump_check_consistent in include/net/netlink.h): from there on, rules may
+// be left out or come twice. If there was enough before that, the mark says nothing.
+func (n *NFT) readRules(f imds.Family, table, chain string, s Scope) (c NFTChain, err error) {
+	enough, cut := false, false
+	address := s.Address.AsSlice()
+	request := n.request(f, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP,
+		nameAttr(unix.NFTA_RULE_TABLE, table), nameAttr(unix.NFTA_RULE_CHAIN, chain))
+	err = n.exchange(request, func(m syscall.NetlinkMessage) (last bool, err error) {
+		cut = cut || m.Header.Flags&unix.NLM_F_DUMP_INTR != 0
+		switch {
+		case m.Header.Type == unix.NLMSG_DONE, m.Header.Type == unix.NLMSG_ERROR:
+			return true, errnoOf(m)
+		case cut:
+			return false, nil // read on, so that the socket can be asked again
+		}
+		position := c.Length
+		c.Length++
+		if (enough || position >= s.Top) && !bytes.Contains(m.Data, address) {
+			return false, nil
+		}
+		attrs, err := parseNFT(bytes.Clone(m.Data))
+		if err != nil {
+			return true, err
+		}
+		rule := parseNFTRule(f, attrs[unix.NFTA_RULE_EXPRESSIONS].Value)
+		rule.Handle, rule.Position = be64(attrs[unix.NFTA_RULE_HANDLE]), position
+		rule.Names = bytes.Contains(rule.Expressions, address)
+		switch {
+		case !enough && position < s.Top:
+			c.Top = append(c.Top, rule)
+			enough = s.Enough != nil && s.Enough(rule)
+		case rule.Names:
+			c.Below = append(c.Below, rule)
+		}
+		return false, nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	c.Incomplete = cut && !enough
+	return c, err
+}

@@ -1,0 +1,49 @@
+// Package policy is what is wanted: for which pods, and what happens to their packets. Layers are given a policy when they
+// look and when they repair; they keep none.
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+)
+
+// Verdict is what happens to a pod's packet to the endpoint.
+type Verdict string
+
+const (
+	// Drop says nothing to the sender: a client hangs until its own time-out.
+	Drop Verdict = "drop"
+	// Reject answers TCP by a reset, which no rate limit touches, and the rest by an ICMP error.
+	Reject Verdict = "reject"
+)
+
+// Verdicts lists every verdict.
+var Verdicts = []Verdict{Drop, Reject}
+
+// Policy is immutable. A running agent gets another one as a whole; nobody ever sees half of a change.
+type Policy struct {
+	interfaces []ifpattern.Pattern
+	verdict    Verdict
+}
+
+// New makes a policy: pods behind interfaces that one of the patterns matches get the verdict.
+func New(interfaces []ifpattern.Pattern, v Verdict) Policy {
+	return Policy{slices.Clone(interfaces), v}
+}
+
+// Interfaces are the pod-side interface patterns, in the order in which they were given.
+func (p Policy) Interfaces() []ifpattern.Pattern { return slices.Clone(p.interfaces) }
+
+// Verdict is what happens to a packet.
+func (p Policy) Verdict() Verdict { return p.verdict }
+
+// String is for the log: the patterns, separated by commas, and the verdict.
+func (p Policy) String() string {
+	texts := make([]string, len(p.interfaces))
+	for i, pattern := range p.interfaces {
+		texts[i] = pattern.String()
+	}
+	return strings.Join(texts, ",") + " " + string(p.verdict)
+}

@@ -1,0 +1,124 @@
+// What a Table reads of its node and does to it.
+
+package rules
+
+import (
+	"slices"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/netfilter"
+)
+
+// forward is the chain FORWARD of one family, in both backends. It is all of the node that a Table knows: what can be
+// asked of the commands and of the kernel, and what can be done.
+type forward interface {
+	// Backend is the one to use now.
+	Backend() Backend
+
+	// List prints the chain as `iptables -S FORWARD -v` does.
+	List(b Backend) ([]string, error)
+	// Insert puts a rule at the top.
+	Insert(b Backend, r Rule) error
+	// Move deletes the given number of copies of each rule in remove and puts the rules of top at the top, in order, in one
+	// transaction. If a copy to be deleted is not there nothing is done at all.
+	Move(b Backend, remove map[Rule]int, top []Rule) error
+
+	// Kernel is what nftables has.
+	Kernel(s netfilter.Scope) (netfilter.NFTChain, error)
+	// Replace puts rules at the top and deletes those with the given handles, in one transaction.
+	Replace(top []netfilter.NFTRule, remove []uint64) error
+
+	// OwnKernel and ReplaceOwn are the same for a chain in a table of our own (see ownTable).
+	OwnKernel(s netfilter.Scope) (netfilter.NFTChain, error)
+	ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error
+
+	// Summary is the kernel's of the legacy table; ok is false while it is not loaded.
+	Summary() (info netfilter.LegacyInfo, ok bool, err error)
+}
+
+// nodeForward is the forward of this network namespace. Without a selector it has no backend of its own to use.
+type nodeForward struct {
+	family   imds.Family
+	selector *Selector
+	commands map[Backend]*command
+	nft      netfilter.NFT
+}
+
+func newForward(f imds.Family, s *Selector) *nodeForward {
+	return &nodeForward{family: f, selector: s, commands: map[Backend]*command{}}
+}
+
+// Backend implements forward.
+func (n *nodeForward) Backend() Backend { return n.selector.Choose() }
+
+// command returns a backend's command. One that can't be had is looked for again each time.
+func (n *nodeForward) command(b Backend) (*command, error) {
+	c := n.commands[b]
+	if c == nil {
+		var err error
+		if c, err = newCommand(b, n.family); err != nil {
+			return nil, err
+		}
+		n.commands[b] = c
+	}
+	if n.selector != nil {
+		n.selector.ran(c)
+	}
+	return c, nil
+}
+
+// List implements forward.
+func (n *nodeForward) List(b Backend) ([]string, error) {
+	c, err := n.command(b)
+	if err != nil {
+		return nil, err
+	}
+	return c.list()
+}
+
+// Insert implements forward.
+func (n *nodeForward) Insert(b Backend, r Rule) error {
+	c, err := n.command(b)
+	if err != nil {
+		return err
+	}
+	return c.insert(r)
+}
+
+// Move implements forward.
+func (n *nodeForward) Move(b Backend, remove map[Rule]int, top []Rule) error {
+	c, err := n.command(b)
+	if err != nil {
+		return err
+	}
+	return c.replace(remove, top)
+}
+
+// Kernel implements forward.
+func (n *nodeForward) Kernel(s netfilter.Scope) (netfilter.NFTChain, error) {
+	return n.nft.ReadChain(n.family, tableName, chainName, s)
+}
+
+// Replace implements forward.
+func (n *nodeForward) Replace(top []netfilter.NFTRule, remove []uint64) error {
+	return n.nft.Replace(n.family, tableName, chainName, top, remove)
+}
+
+// OwnKernel implements forward.
+func (n *nodeForward) OwnKernel(s netfilter.Scope) (netfilter.NFTChain, error) {
+	return n.nft.ReadChain(n.family, ownTable, chainName, s)
+}
+
+// ReplaceOwn implements forward.
+func (n *nodeForward) ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error {
+	return n.nft.ReplaceInOwn(n.family, ownTable, chainName, top, remove)
+}
+
+// Summary implements forward. It loads no table.
+func (n *nodeForward) Summary() (info netfilter.LegacyInfo, ok bool, err error) {
+	tables, err := netfilter.LegacyTables(n.family)
+	if err != nil || !slices.Contains(tables, tableName) {
+		return info, false, err
+	}
+	return netfilter.ReadLegacyInfo(n.family, tableName)
+}

@@ -1,0 +1,168 @@
+// The kernel's own list of FORWARD (nft), held against the rules that are wanted.
+
+package rules
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/netfilter"
+)
+
+// maxListed is how many rules FORWARD may have for iptables to be asked for them, and how many above ours are looked at.
+// In a longer chain the kernel's list of its top decides alone: iptables-nft would read, and print, all of it, and somebody
+// who writes all the time, in whatever table, makes it start over.
+const maxListed = 512
+
+// kernelChain is what the kernel says of the wanted rules.
+type kernelChain struct {
+	netfilter.NFTChain
+	want []Rule
+	// copies of each wanted rule, from the top; one that is not there has no entry.
+	copies map[Rule][]netfilter.NFTRule
+}
+
+// isRule reports whether what the kernel has is this rule.
+func isRule(k netfilter.NFTRule, r Rule) bool {
+	return k.Plain && k.In == r.In && k.Dest == r.Dest.Addr() && k.TCP == r.TCP && k.Target == r.Target &&
+		(r.RejectWith == "" || k.RejectWith == r.RejectWith)
+}
+
+// readKernel reads no more of a chain than what decides whether the wanted rules are in force: forward.Kernel's, or
+// forward.OwnKernel's.
+func readKernel(read func(netfilter.Scope) (netfilter.NFTChain, error), endpoint netip.Addr, want []Rule) (kernelChain, error) {
+	open := slices.Clone(want)
+	c, err := read(netfilter.Scope{Address: endpoint, Top: maxListed, Enough: func(k netfilter.NFTRule) bool {
+		open = slices.DeleteFunc(open, func(r Rule) bool { return isRule(k, r) })
+		return len(open) == 0
+	}})
+	if err != nil {
+		return kernelChain{}, err
+	}
+	k := kernelChain{NFTChain: c, want: want, copies: map[Rule][]netfilter.NFTRule{}}
+	for _, rule := range c.Rules() {
+		for _, r := range want {
+			if isRule(rule, r) {
+				k.copies[r] = append(k.copies[r], rule)
+			}
+		}
+	}
+	return k, nil
+}
+
+// missing lists the wanted rules that are not there.
+func (k kernelChain) missing() (rules []Rule) {
+	for _, r := range k.want {
+		if len(k.copies[r]) == 0 {
+			rules = append(rules, r)
+		}
+	}
+	return rules
+}
+
+// copyCounts counts the copies of each wanted rule.
+func (k kernelChain) copyCounts() map[Rule]int {
+	counts := make(map[Rule]int, len(k.copies))
+	for r, copies := range k.copies {
+		counts[r] = len(copies)
+	}
+	return counts
+}
+
+// inPlace reports whether the chain begins with the wanted rules, in order. What stands below matters no more then: none of
+// their packets gets there.
+func (k kernelChain) inPlace() bool {
+	for i, r := range k.want {
+		if copies := k.copies[r]; len(copies) == 0 || copies[0].Position != i {
+			return false
+		}
+	}
+	return true
+}
+
+// named are the rules that name the endpoint and are none of the wanted ones, by handle.
+func (k kernelChain) named() map[string]bool {
+	named := map[string]bool{}
+	for _, rule := range k.Rules() {
+		ours := slices.ContainsFunc(k.want, func(r Rule) bool { return isRule(rule, r) })
+		if rule.Names && !ours {
+			named[strconv.FormatUint(rule.Handle, 10)] = true
+		}
+	}
+	return named
+}
+
+// sameAs reports whether two readings found the same rules in the same places, by their handles.
+func (k kernelChain) sameAs(other kernelChain) bool {
+	same := func(a, b netfilter.NFTRule) bool { return a.Handle == b.Handle && a.Position == b.Position }
+	return k.Length == other.Length && slices.EqualFunc(k.Rules(), other.Rules(), same)
+}
+
+// useless says in words why the rules of the chain do nothing, wherever they stand in it; empty if they do something.
+func (k kernelChain) useless() string {
+	delete := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard makes it anew", nftFamily(k.want), tableName, chainName)
+	switch {
+	case !k.Exists:
+		return ""
+	case k.Dormant:
+		return fmt.Sprintf("nftables table %s is dormant: its rules are there and are not evaluated; "+
+			"`nft add table %s %s` wakes it", tableName, nftFamily(k.want), tableName)
+	case k.Type == "":
+		return fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName) + delete
+	case k.Type != "filter" || k.Hook != unix.NF_INET_FORWARD:
+		return fmt.Sprintf("nftables chain %s is of type %s at hook %s: no forwarded packet enters it as filter/forward does",
+			chainName, k.Type, hookName(k.Hook)) + delete
+	}
+	return ""
+}
+
+func nftFamily(want []Rule) string {
+	if len(want) > 0 && want[0].Dest.Addr().Is6() {
+		return "ip6"
+	}
+	return "ip"
+}
+
+// hookName is a hook of linux/netfilter.h (enum nf_inet_hooks) as nft writes it.
+func hookName(hook uint32) string {
+	names := []string{"prerouting", "input", "forward", "output", "postrouting", "ingress"}
+	if int(hook) < len(names) {
+		return names[hook]
+	}
+	return strconv.Itoa(int(hook))
+}
+
+// state is what the kernel's list says without iptables, because of why. A rule above ours is harmless only if it can't but
+// stop packets.
+func (k kernelChain) state(why error) (state layer.State, detail string) {
+	if missing := k.missing(); len(missing) > 0 {
+		return layer.Missing, fmt.Sprintf("%q is not in the chain", missing[0])
+	}
+	for _, r := range k.want {
+		first := k.copies[r][0].Position
+		if first > len(k.Top) {
+			return Shadowed, fmt.Sprintf("more than %d rules stand above %q", len(k.Top), r)
+		}
+		for _, above := range k.Top[:min(first, len(k.Top))] {
+			ours := slices.ContainsFunc(k.want, func(r Rule) bool { return isRule(above, r) })
+			if !above.Stops && !ours {
+				return Shadowed, fmt.Sprintf("rule %d, handle %d, stands above %q, and what it does was not listed: %v",
+					above.Position+1, above.Handle, r, why)
+			}
+		}
+	}
+	for _, r := range k.want {
+		if n := len(k.copies[r]); n > 1 {
+			return Duplicate, fmt.Sprintf("%q is in the chain %d times", r, n)
+		}
+	}
+	if !k.inPlace() {
+		return Displaced, fmt.Sprintf("%q is not in its place at the top", k.want[0])
+	}
+	return layer.Enforced, fmt.Sprintf("by the kernel's own list alone: %v", why)
+}

@@ -1,0 +1,117 @@
+// The reading of FORWARD by iptables, and what of it can be believed.
+
+package rules
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+)
+
+// list reads and parses what iptables says of the chain.
+func list(f imds.Family, lines func() ([]string, error)) (Chain, error) {
+	text, err := lines()
+	if err != nil {
+		return Chain{}, err
+	}
+	failed := func(err error) (Chain, error) {
+		return Chain{}, &CommandError{Family: f, Operation: OpList, Reason: ReasonOther, Err: err}
+	}
+	if len(text) == 0 || !strings.HasPrefix(text[0], "-P "+chainName+" ") {
+		return failed(fmt.Errorf("%s has no policy in its output, as if it were no chain of a hook", chainName))
+	}
+	chain := Chain{Lines: make([]Line, 0, len(text)-1)}
+	for _, t := range text[1:] {
+		line, err := ParseLine(t)
+		if err != nil {
+			return failed(err)
+		}
+		chain.Lines = append(chain.Lines, line)
+	}
+	return chain, nil
+}
+
+// mark marks the lines that iptables-nft can't be believed about, by what the kernel has in the same places.
+func (c *Chain) mark(k kernelChain) {
+	c.Native = true
+	for _, rule := range k.Rules() {
+		l := &c.Lines[rule.Position]
+		l.Odd, l.Jump = rule.Odd, rule.Jump
+		l.Exact = l.Exact && !rule.Odd && !rule.Jump
+	}
+}
+
+// lookalikes reports whether a line is printed like one of these rules and is none: `iptables -D` could take it for one.
+func (c Chain) lookalikes(of []Rule) bool {
+	for _, l := range c.Lines {
+		for _, r := range of {
+			if (l.Odd || l.Jump) && l.Rule == r {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// named are the lines that name the endpoint and are none of these rules, each by its text and how often that came before.
+func (c Chain) named(of []Rule, endpoint string) map[string]bool {
+	named, times := map[string]bool{}, map[string]int{}
+	ours := func(l Line) bool {
+		for _, r := range of {
+			if l.Exact && l.Rule == r {
+				return true
+			}
+		}
+		return false
+	}
+	for _, l := range c.Lines {
+		if strings.Contains(l.Text, endpoint) && !ours(l) {
+			times[l.Text]++
+			named[fmt.Sprintf("%s #%d", l.Text, times[l.Text])] = true
+		}
+	}
+	return named
+}
+
+// legacyListing is what iptables printed of a legacy chain, held against the size that the kernel gives for it.
+type legacyListing struct {
+	text   string
+	extent int // in bytes, as the kernel's summary of the table has it; unmeasured if that can't be had
+	// hidden is how often the chain has grown without iptables printing anything else than before: by rules that it does
+	// not print.
+	hidden int
+}
+
+const unmeasured = -1
+
+// next is the listing that follows. inserted says that a rule was inserted in between: without a measure it counts as one
+// that is not printed.
+func (l legacyListing) next(c Chain, extent int, inserted bool) legacyListing {
+	var text strings.Builder
+	for _, line := range c.Lines {
+		text.WriteString(line.Text + "\n")
+	}
+	n := legacyListing{text.String(), extent, l.hidden}
+	same := n.text == l.text
+	switch {
+	case extent == unmeasured || l.extent == unmeasured:
+		if same && inserted {
+			n.hidden++
+		}
+	case extent < l.extent:
+		n.hidden = 0 // somebody has taken something away
+	case same && extent > l.extent:
+		n.hidden++
+	}
+	return n
+}
+
+// numberedKeys are n keys for inserts.read.
+func numberedKeys(name string, n int) map[string]bool {
+	keys := map[string]bool{}
+	for i := range n {
+		keys[fmt.Sprintf("%s #%d", name, i+1)] = true
+	}
+	return keys
+}

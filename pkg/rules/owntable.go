@@ -1,0 +1,59 @@
+// What is done where iptables' FORWARD is useless: somebody has put its table to sleep, or made the chain anew at another
+// hook. Neither is ours to put right, but nothing forbids another table beside it: at the same hook, a DROP in any table is
+// final, whatever the others say.
+
+package rules
+
+import (
+	"fmt"
+
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/netfilter"
+)
+
+// ownTable is the nftables table that holds the rules then, in a chain called like iptables'. Cleanup deletes it.
+const ownTable = "imds-guard"
+
+// lookOwn looks for the rules in our own table, words being why FORWARD is useless.
+func (t *Table) lookOwn(want []Rule, words string) seen {
+	k, err := readKernel(t.forward.OwnKernel, t.family.Endpoint().Addr(), want)
+	if err != nil {
+		return t.unreadable(err)
+	}
+	s := seen{kernel: k, own: true, state: layer.Enforced,
+		detail: fmt.Sprintf("in a table of its own, %s, because %s", ownTable, words)}
+	t.blocked.add(k.want, k.counters())
+	if !k.inPlace() || k.useless() != "" {
+		s.state, s.detail = layer.Missing, words
+	}
+	return s
+}
+
+// repairOwn puts the rules into our own table. iptables can't: it knows its own tables only.
+func (t *Table) repairOwn(s seen) error {
+	var top []netfilter.NFTRule
+	var remove []uint64
+	for _, r := range s.want {
+		top = append(top, netfilter.PlainRule(t.family, r.In, r.Dest.Addr(), r.TCP, r.Target, r.RejectWith))
+		for _, copy := range s.kernel.copies[r] {
+			remove = append(remove, copy.Handle)
+		}
+	}
+	err := t.forward.ReplaceOwn(top, remove)
+	if err == nil {
+		t.blocked.restart()
+	}
+	return err
+}
+
+// cleanOwn deletes our own table.
+func (r *Removed) cleanOwn(nft *netfilter.NFT, want []Rule) error {
+	k, err := readKernel(func(s netfilter.Scope) (netfilter.NFTChain, error) {
+		return nft.ReadChain(r.Family, ownTable, chainName, s)
+	}, r.Family.Endpoint().Addr(), want)
+	if err != nil || !k.Exists {
+		return err
+	}
+	r.removed(k.copyCounts())
+	return nft.DeleteTable(r.Family, ownTable)
+}
