@@ -349,7 +349,7 @@ func TestWithoutKubernetes(t *testing.T) {
 		docs.check(t, []check{
 			{pod + "automountServiceAccountToken", `false`},
 			{agent + "args", `["run","--interface=eni+","--kubernetes=off","--health-bind-address=127.0.0.1:9168"]`},
-			{agent + "env", `null`},
+			{agent + "env", `[` + addresses + `]`},
 		})
 	}
 }

@@ -36,6 +36,11 @@ const (
 		`"privileged":false,"readOnlyRootFilesystem":true,"seccompProfile":{"type":"RuntimeDefault"}}`
 )
 
+// addresses are the variables by which the agent knows whether it is in the
+// node's network namespace.
+const addresses = `{"name":"POD_IP","valueFrom":{"fieldRef":{"fieldPath":"status.podIP"}}},` +
+	`{"name":"HOST_IP","valueFrom":{"fieldRef":{"fieldPath":"status.hostIP"}}}`
+
 // editsNode is what holds for both DaemonSets and their container that edits
 // the node's iptables.
 func editsNode(set, name, container, securityContext string) []check {
@@ -89,7 +94,7 @@ func agentChecks(securityContext string) []check {
 		{"ServiceAccount/imds-guard automountServiceAccountToken", `false`},
 		{pod + "serviceAccountName", `"imds-guard"`},
 		{pod + "automountServiceAccountToken", `true`},
-		{agent + "env", `[{"name":"NODE_NAME","valueFrom":{"fieldRef":{"fieldPath":"spec.nodeName"}}}]`},
+		{agent + "env", `[{"name":"NODE_NAME","valueFrom":{"fieldRef":{"fieldPath":"spec.nodeName"}}},` + addresses + `]`},
 
 		// Exactly what pkg/node uses.
 		{"ClusterRole/imds-guard rules", `[{"apiGroups":[""],"resources":["nodes"],"verbs":["get","patch"]},` +

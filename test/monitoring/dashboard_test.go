@@ -16,11 +16,19 @@ type panel struct {
 	Type    string `json:"type"`
 	Title   string `json:"title"`
 	GridPos struct{ X, Y, W, H int }
-	Targets []struct {
-		RefID      string `json:"refId"`
-		Expr       string `json:"expr"`
-		Datasource struct{ UID string }
-	} `json:"targets"`
+	Targets []target `json:"targets"`
+}
+
+type target struct {
+	RefID      string `json:"refId"`
+	Expr       string `json:"expr"`
+	Legend     string `json:"legendFormat"`
+	Datasource struct{ UID string }
+}
+
+// query is what Grafana sends when nothing is narrowed down.
+func (t target) query() string {
+	return strings.NewReplacer("$cluster", ".*", "$node", ".*", "$__rate_interval", "5m").Replace(t.Expr)
 }
 
 type dashboard struct {
@@ -42,12 +50,11 @@ func readDashboard(t *testing.T) (d dashboard) {
 	return d
 }
 
-// queries are all that the dashboard asks, as Grafana sends them when nothing is narrowed down.
+// queries are all that the dashboard asks.
 func (d dashboard) queries() (queries []string) {
 	for _, p := range d.Panels {
 		for _, target := range p.Targets {
-			queries = append(queries, strings.NewReplacer("$cluster", ".*", "$node", ".*", "$__rate_interval", "1m").
-				Replace(target.Expr))
+			queries = append(queries, target.query())
 		}
 	}
 	return queries
@@ -88,9 +95,9 @@ func TestDashboard(t *testing.T) {
 				}
 			}
 			// A query that leaves the variables out shows other nodes than those chosen.
-			for _, selector := range selectors(target.Expr) {
-				if strings.HasPrefix(selector, "imds_guard_") && p.Type != "stat" && !strings.Contains(selector, "$node") &&
-					selector != "imds_guard_build_info" {
+			for _, selector := range shown(strings.ReplaceAll(target.Expr, "$__rate_interval", "5m")) {
+				if selector != "kube_node_info" &&
+					!(strings.Contains(selector, `cluster=~"$cluster"`) && strings.Contains(selector, `node=~"$node"`)) {
 					t.Errorf("%s: %s is not narrowed down to the nodes chosen", p.Title, selector)
 				}
 			}
@@ -101,16 +108,22 @@ func TestDashboard(t *testing.T) {
 var (
 	comments = regexp.MustCompile(`(?m)#.*$`)
 	labels   = regexp.MustCompile(`\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)`)
-	// named is a metric with its matchers, or a function with the parenthesis after it.
-	named    = regexp.MustCompile(`\b[a-zA-Z_:][a-zA-Z0-9_:]*(\s*\{[^}]*\}|\s*\()?`)
+	// named is a metric with its matchers, a function with the parenthesis after it, or a string.
+	named    = regexp.MustCompile(`"[^"]*"|\b[a-zA-Z_:][a-zA-Z0-9_:]*(\s*\{[^}]*\}|\s*\()?`)
 	keywords = []string{"and", "or", "unless", "offset", "bool", "by", "on"}
+	// filter only says which of the results are shown.
+	filter = regexp.MustCompile(`\b(and|unless) on \([^)]*\) \w+(\{[^}]*\})?`)
 )
+
+// shown are the selectors of an expression whose nodes a panel shows.
+func shown(expr string) []string { return selectors(filter.ReplaceAllString(expr, "")) }
 
 // selectors are the metrics that an expression names, with their matchers.
 func selectors(expr string) (found []string) {
 	expr = labels.ReplaceAllString(comments.ReplaceAllString(expr, ""), "")
 	for _, name := range named.FindAllString(expr, -1) {
-		if word := strings.TrimRight(name, " \n("); !strings.HasSuffix(name, "(") && !slices.Contains(keywords, word) {
+		if word := strings.TrimRight(name, " \n("); !strings.HasSuffix(name, "(") && !strings.HasPrefix(name, `"`) &&
+			!slices.Contains(keywords, word) {
 			found = append(found, name)
 		}
 	}
@@ -121,9 +134,13 @@ func TestSelectors(t *testing.T) {
 	t.Parallel()
 	got := selectors(`topk(10, sum by (le, family) (rate(a_total{b=~"c|d", e="f"}[5m]))) > 1e9 # not_this
 		and on (node) max_over_time(g[1h] offset 30m) == 1 unless
-		(h - on (x) i{j!=""}) or absent(k)`)
-	want := []string{`a_total{b=~"c|d", e="f"}`, "g", "h", `i{j!=""}`, "k"}
+		(h - on (x) i{j!=""}) or absent(k) or label_replace(l, "not_this", "", "nor_this", "")`)
+	want := []string{`a_total{b=~"c|d", e="f"}`, "g", "h", `i{j!=""}`, "k", "l"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	got = shown(`a{b="c"} and on (d) e unless on (d, f) g{h=~"i"} or j`)
+	if want := []string{`a{b="c"}`, "j"}; !slices.Equal(got, want) {
+		t.Errorf("shown are %q, want %q", got, want)
 	}
 }

@@ -198,6 +198,9 @@ var (
 	compares = regexp.MustCompile(`[<>]|==|!=`)
 	suffixes = regexp.MustCompile(`_(bucket|sum|count)$`)
 	ours     = regexp.MustCompile(`imds_guard_[a-z_]+`)
+	asked    = regexp.MustCompile("printf `([^`]+)`")
+	rows     = regexp.MustCompile("(?m)^\\| `(imds_guard_[a-z_]+)` \\| [^|]+ \\|([^|]*)\\|")
+	codes    = regexp.MustCompile("`([^`]+)`")
 )
 
 func TestPrometheus(t *testing.T) {
@@ -212,6 +215,9 @@ func TestPrometheus(t *testing.T) {
 	expressions := slices.Clone(queries)
 	for _, a := range readAlerts(t) {
 		expressions = append(expressions, a.Expr)
+		for _, q := range asked.FindAllStringSubmatch(a.Annotations["description"], -1) {
+			expressions = append(expressions, strings.ReplaceAll(q[1], "=%q", `=~".*"`))
+		}
 	}
 	for _, v := range readDashboard(t).Templating.List {
 		if _, arguments, ok := strings.Cut(v.Definition, "label_values("); ok {
@@ -274,22 +280,60 @@ func (p prometheus) testAlerts() {
 	}
 }
 
-// testDocumented: the documentation has every metric of the agent's, and no other.
+// testDocumented: the table of the documentation has every metric of the agent's with its labels, and no other. Where it has
+// the values of a label, they are all.
 func (p prometheus) testDocumented() {
 	p.t.Helper()
-	var exposed []string
-	for _, s := range p.series(`{__name__=~"imds_guard_.+"}`) {
-		exposed = append(exposed, suffixes.ReplaceAllString(s["__name__"], ""))
+	text := readFile(p.t, operationsFile)
+	var documented, exposed []string
+	valued := map[string]bool{}
+	for _, row := range rows.FindAllStringSubmatch(text, -1) {
+		documented = append(documented, row[1])
+		for part := range strings.SplitSeq(row[2], ",") {
+			words := codes.FindAllStringSubmatch(part, -1)
+			for i, word := range words {
+				label := row[1] + " " + words[0][1]
+				switch {
+				case len(words) == 1:
+					documented = append(documented, label)
+				case i > 0:
+					valued[label] = true
+					documented = append(documented, label+"="+word[1])
+				}
+			}
+		}
 	}
-	var documented []string
-	for _, name := range ours.FindAllString(readFile(p.t, operationsFile), -1) {
-		documented = append(documented, suffixes.ReplaceAllString(name, ""))
+	scraped := []string{"__name__", "instance", "job", "node", "le"}
+	for _, s := range p.series(`{__name__=~"imds_guard_.+"}`) {
+		name := suffixes.ReplaceAllString(s["__name__"], "")
+		exposed = append(exposed, name)
+		for label, value := range s {
+			if slices.Contains(scraped, label) {
+				continue
+			}
+			label = name + " " + label
+			if valued[label] {
+				label += "=" + value
+			}
+			exposed = append(exposed, label)
+		}
+	}
+	for _, name := range ours.FindAllString(text, -1) {
+		if name = suffixes.ReplaceAllString(name, ""); !slices.Contains(exposed, name) {
+			p.t.Errorf("%s speaks of %s, which the agent does not have", operationsFile, name)
+		}
 	}
 	slices.Sort(exposed)
 	slices.Sort(documented)
 	exposed, documented = slices.Compact(exposed), slices.Compact(documented)
-	if !slices.Equal(exposed, documented) {
-		p.t.Errorf("the agent has the metrics\n%s\n%s has\n%s", strings.Join(exposed, "\n"), operationsFile,
-			strings.Join(documented, "\n"))
+	for _, line := range exposed {
+		if !slices.Contains(documented, line) {
+			p.t.Errorf("the agent has %s, and the table of %s does not", line, operationsFile)
+		}
+	}
+	for _, line := range documented {
+		if !slices.Contains(exposed, line) {
+			p.t.Errorf("the table of %s has %s, and the agent does not", operationsFile, line)
+		}
 	}
 }

@@ -30,6 +30,20 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{- define "imds-guard.addresses" -}}
+# Both the node's, unless something (an admission webhook) has taken
+# hostNetwork from this pod. Rules would protect nobody then: the agent
+# says so, and is not ready; the cleanup fails.
+- name: POD_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+- name: HOST_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.hostIP
+{{- end }}
+
 {{- define "imds-guard.securityContext" -}}
 {{- if .Values.hardened -}}
 # Rules need NET_ADMIN; the sockets by which iptables-legacy reads and writes
