@@ -31,7 +31,7 @@ e2e: bin/helm ## every test on a real Kubernetes node, which is built first: 12 
 	  curl openssl procps util-linux
 	test/e2e/node/build.sh
 	test/e2e/node/images.sh
-	E2E_FIGURES=$(abspath $(FIGURES)) go test $(e2e_flags) -count=1 -v $(if $(RUN),-run '$(RUN)') ./test/e2e
+	E2E_FIGURES=$(abspath $(FIGURES)) go test $(e2e_flags) -count=1 -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
 build: ## bin/imds-guard, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/imds-guard ./cmd/imds-guard

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 const (
@@ -47,7 +48,8 @@ func forEachVariant(t *testing.T, test func(*testing.T, variant)) {
 	}
 }
 
-// begin makes sure that a test starts and leaves without imds-guard, its rules, and pods of another test.
+// begin makes sure that a test starts and leaves without imds-guard, its rules, what it said of the node, and pods of another
+// test.
 func begin(t *testing.T) {
 	t.Helper()
 	node.clean(t)
@@ -77,7 +79,11 @@ kubectl delete namespace imds-guard --ignore-not-found
 kubectl delete clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding \
   -l app.kubernetes.io/name=imds-guard --ignore-not-found
 kubectl delete role,rolebinding -n default -l app.kubernetes.io/name=imds-guard --ignore-not-found
-for node in $(kubectl get nodes -o name); do kubectl taint "$node" ` + taint + `- || true; done
+for node in $(kubectl get nodes -o name); do
+  kubectl taint "$node" ` + taint + `- || true
+  # Or the next test would take it for what its own agent says.
+  kubectl patch "$node" --subresource=status -p '{"status": {"conditions": [{"type": "` + condition + `", "$patch": "delete"}]}}'
+done
 rm -rf /run/imds-guard
 `
 	n.Exec(t, "bash", "-euo", "pipefail", "-c", script)
@@ -152,6 +158,41 @@ func (n *Node) waitAgent(t *testing.T, what string, wanted func(*corev1.Pod) err
 		return wanted(pod)
 	})
 	return ready
+}
+
+// agentLog returns the log of the agent's container, one text for each of its lives. Read from the node's disk, by the pod's
+// UID.
+func (n *Node) agentLog(t *testing.T, pod *corev1.Pod) (lives []string) {
+	t.Helper()
+	directory := fmt.Sprintf("%s_%s_%s/imds-guard", pod.Namespace, pod.Name, pod.UID)
+	files, err := filepath.Glob(filepath.Join(n.State, "pods", directory, "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lives = append(lives, string(text))
+	}
+	return lives
+}
+
+// told returns how often each event about the node was recorded for a reason, by the event's UID, and what they say.
+func (n *Node) told(t *testing.T, reason string) (times map[types.UID]int32, messages map[types.UID]string, err error) {
+	t.Helper()
+	events, err := n.Client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "reason=" + reason})
+	if err != nil {
+		return nil, nil, err
+	}
+	times, messages = map[types.UID]int32{}, map[types.UID]string{}
+	for _, e := range events.Items {
+		if e.InvolvedObject.Kind == "Node" && e.InvolvedObject.Name == n.Name {
+			times[e.UID], messages[e.UID] = e.Count, e.Message
+		}
+	}
+	return times, messages, nil
 }
 
 // AgentPID returns the agent's process, as this machine numbers it.

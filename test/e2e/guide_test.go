@@ -40,20 +40,33 @@ func TestInstallGuide(t *testing.T) {
 	asker.silent(t)
 
 	step(t, "break a rule, and be told")
+	before, _, err := node.told(t, "IMDSRulesRepaired")
+	if err != nil {
+		t.Fatal(err)
+	}
 	node.Kubectl(t, "-n", namespace, "exec", "daemonset/imds-guard", "--",
 		"iptables-nft", "-D", "FORWARD", "-i", "eni+", "-d", imdsIP+"/32", "-j", "DROP")
 	wait(t, "check to be content again", func() error {
 		_, err := node.Try(append([]string{"kubectl"}, check...)...)
 		return err
 	})
+	const event = "iptables ipv4 rules were missing and were put right"
 	wait(t, "the event", func() error {
-		events, err := node.Try("kubectl", "describe", "node", node.Name)
-		if err == nil && !strings.Contains(events, "IMDSRulesRepaired") {
-			err = fmt.Errorf("there is none")
+		times, messages, err := node.told(t, "IMDSRulesRepaired")
+		if err != nil {
+			return err
 		}
-		return err
+		for uid, n := range times {
+			if n > before[uid] && strings.Contains(messages[uid], event) {
+				return nil
+			}
+		}
+		return fmt.Errorf("there is none that says %q, but %v", event, messages)
 	})
-	if drifts := node.Metric(t, "imds_guard_drift_total", "family=ipv4", "reason=missing"); drifts != 1 {
+	if events := node.Kubectl(t, "describe", "node", node.Name); !strings.Contains(events, event) {
+		t.Errorf("kubectl describe node doesn't show the event: %s", events)
+	}
+	if drifts := node.Metric(t, "imds_guard_drift_total", "layer=iptables", "family=ipv4", "reason=missing"); drifts != 1 {
 		t.Errorf("imds_guard_drift_total is %v after one deleted rule", drifts)
 	}
 

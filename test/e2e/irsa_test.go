@@ -64,8 +64,7 @@ func TestIRSA(t *testing.T) {
 	t.Cleanup(func() {
 		node.Kubectl(t, "delete", "serviceaccount/shop", "configmap/sts-ca", "--ignore-not-found")
 	})
-	node.Apply(t, fmt.Sprintf(awsPod, "shop", outsideIP))
-	node.WaitRunning(t, "shop")
+	node.WaitRunning(t, "shop", node.create(t, fmt.Sprintf(awsPod, "shop", outsideIP))[0])
 
 	withRole := []string{"AWS_ROLE_ARN=" + sts.role(), "AWS_WEB_IDENTITY_TOKEN_FILE=/tokens/aws"}
 	otherToken := []string{"AWS_ROLE_ARN=" + sts.role(), "AWS_WEB_IDENTITY_TOKEN_FILE=/tokens/other"}

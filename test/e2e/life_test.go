@@ -11,9 +11,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -94,11 +94,24 @@ func isVersion(version string) func(*corev1.Pod) error {
 	}
 }
 
+// kill kills a process and waits until it has ended. A pidfd says so: the number may be another process's by then.
 func kill(t *testing.T, pid int) {
 	t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
 		t.Fatalf("killing process %d: %v", pid, err)
 	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Fatalf("killing process %d: %v", pid, err)
+	}
+	wait(t, fmt.Sprintf("process %d to end", pid), func() error {
+		ended, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		if err == nil && ended == 0 {
+			err = fmt.Errorf("it has not")
+		}
+		return err
+	})
 }
 
 // outOfMemory fills the memory of the container in which a process runs, until the kernel kills that process.

@@ -87,19 +87,18 @@ func TestMeasureCost(t *testing.T) {
 	figures.add(t, "the same for 5,000 nodes, per second", fmt.Sprintf("%.1f", perHour*5000/3600))
 
 	const pods = 110
-	var names, manifest []string
+	var names, manifests []string
 	for i := range pods {
 		p := Pod{Name: fmt.Sprintf("churn-%d", i), Image: toolImage, Args: []string{"pause"}}
-		names, manifest = append(names, p.Name), append(manifest, "---\n"+p.manifest())
+		names, manifests = append(names, p.Name), append(manifests, p.manifest())
 	}
 	requests = node.audited(t)
 	started := time.Now()
 	busy := node.cost(t, func() {
 		for round := range 3 {
 			step(t, "%d pods are created and deleted, round %d", pods, round+1)
-			node.Apply(t, strings.Join(manifest, ""))
-			for _, name := range names {
-				node.WaitRunning(t, name)
+			for i, uid := range node.create(t, manifests...) {
+				node.WaitRunning(t, names[i], uid)
 			}
 			node.Kubectl(t, append([]string{"delete", "pod", "--grace-period=1"}, names...)...)
 		}
@@ -196,7 +195,7 @@ func (n *Node) audited(t *testing.T) int {
 func TestMeasureBareReboot(t *testing.T) {
 	begin(t)
 	node.Install(t, standard)
-	node.WaitAgent(t)
+	agent := node.WaitAgent(t)
 	asker := node.RunAsker(t, "asker", false)
 	var rows []string
 	for range 5 {
@@ -204,7 +203,8 @@ func TestMeasureBareReboot(t *testing.T) {
 		asker.Never(t)
 		node.Reboot(t)
 		node.StartKubelet(t)
-		node.WaitAgent(t)
+		// Until the kubelet says otherwise, the pod is as ready as it was before the reboot.
+		agent = node.waitAgent(t, "the agent to run again", anotherContainerThan(agent))
 		asker.WaitAttempts(t, 50)
 		rows = append(rows, fmt.Sprint(asker.Answers()-before))
 		node.Kubectl(t, "delete", "pod", "asker")

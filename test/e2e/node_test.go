@@ -243,6 +243,15 @@ func (n *Node) Try(arguments ...string) (string, error) {
 	return string(out), nil
 }
 
+// stdout runs a command and returns its standard output alone. What it says on the other stream is part of its error.
+func stdout(cmd *exec.Cmd) (string, error) {
+	out, err := cmd.Output()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		err = fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, exit.Stderr)
+	}
+	return string(out), err
+}
+
 // Exec runs a command on the node and returns what it printed. Its failure is the test's.
 func (n *Node) Exec(t *testing.T, arguments ...string) string {
 	t.Helper()

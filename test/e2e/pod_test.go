@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,9 +15,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/imds-guard/imds-guard/test/e2e/witness"
 )
 
-// Pod is what a test wants of a pod. The zero value of a field is Kubernetes' default.
+// Pod is what a test wants of a pod. The zero value of a field is Kubernetes' default. A pod that is there is told from others
+// by its UID: the next test's has the same name.
 type Pod struct {
 	Name        string
 	Image       string
@@ -36,11 +38,13 @@ const (
 
 // manifest returns the pod as YAML.
 func (p Pod) manifest() string {
-	// Neither a token nor variables of services: nothing of a role is in this pod.
+	// Neither a token nor variables of services: nothing of a role is in this pod. What it is itself, an Asker has to say.
 	text := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s, labels: {app: %[1]s}}, spec: {
   hostNetwork: %t, terminationGracePeriodSeconds: 0, automountServiceAccountToken: false, enableServiceLinks: false,
   dnsPolicy: Default,
-  containers: [{name: main, image: "%s", imagePullPolicy: Never`, p.Name, p.HostNetwork, p.Image)
+  containers: [{name: main, image: "%s", imagePullPolicy: Never, env: [
+    {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}},
+    {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]`, p.Name, p.HostNetwork, p.Image)
 	if p.Tolerant {
 		text = strings.Replace(text, "containers:", "tolerations: [{operator: Exists}], containers:", 1)
 	}
@@ -59,28 +63,57 @@ func quoted(words []string) []string {
 }
 
 // CreatePod creates the pod in the namespace default and doesn't wait for it. It is deleted after the test.
-func (n *Node) CreatePod(t *testing.T, p Pod) {
+func (n *Node) CreatePod(t *testing.T, p Pod) types.UID {
 	t.Helper()
-	n.Apply(t, p.manifest())
+	return n.create(t, p.manifest())[0]
+}
+
+// create creates what the manifests describe, and returns the UIDs. That something of the name is there is an error, where
+// `kubectl apply` would take an earlier test's for it.
+func (n *Node) create(t *testing.T, manifests ...string) []types.UID {
+	t.Helper()
+	cmd := n.command("kubectl", "create", "-f", "-", "-o", `jsonpath={.metadata.uid}{"\n"}`)
+	cmd.Stdin = strings.NewReader(strings.Join(manifests, "\n---\n"))
+	out, err := stdout(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var uids []types.UID
+	for _, uid := range strings.Fields(out) {
+		uids = append(uids, types.UID(uid))
+	}
+	if len(uids) != len(manifests) {
+		t.Fatalf("created %d objects, and kubectl named %q", len(manifests), out)
+	}
+	return uids
 }
 
 // RunPod creates the pod and waits until it runs.
 func (n *Node) RunPod(t *testing.T, p Pod) {
 	t.Helper()
-	n.CreatePod(t, p)
-	n.WaitRunning(t, p.Name)
+	n.WaitRunning(t, p.Name, n.CreatePod(t, p))
 }
 
 // WaitRunning waits until the pod's containers are ready.
-func (n *Node) WaitRunning(t *testing.T, name string) {
+func (n *Node) WaitRunning(t *testing.T, name string, uid types.UID) {
 	t.Helper()
 	wait(t, "pod "+name+" to run", func() error {
-		pod, err := n.Client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
+		pod, err := n.pod(t, name, uid)
 		if err != nil {
 			return err
 		}
 		return podReady(pod)
 	})
+}
+
+// pod returns a pod of the namespace default.
+func (n *Node) pod(t *testing.T, name string, uid types.UID) (*corev1.Pod, error) {
+	t.Helper()
+	pod, err := n.Client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
+	if err == nil && pod.UID != uid {
+		err = fmt.Errorf("pod %s is another one than was created: %s, not %s", name, pod.UID, uid)
+	}
+	return pod, err
 }
 
 func podReady(pod *corev1.Pod) error {
@@ -98,14 +131,15 @@ func podReady(pod *corev1.Pod) error {
 type Asker struct {
 	node *Node
 	name string
+	uid  types.UID
 }
 
 // CreateAsker creates the pod and doesn't wait for it. In the host's network it is the control: nobody blocks it, so its
 // answers prove that the service was there. No taint stops it.
 func (n *Node) CreateAsker(t *testing.T, name string, hostNetwork bool) *Asker {
 	t.Helper()
-	n.CreatePod(t, Pod{Name: name, Image: toolImage, Args: []string{"ask"}, HostNetwork: hostNetwork, Tolerant: hostNetwork})
-	return &Asker{n, name}
+	pod := Pod{Name: name, Image: toolImage, Args: []string{"ask"}, HostNetwork: hostNetwork, Tolerant: hostNetwork}
+	return &Asker{n, name, n.CreatePod(t, pod)}
 }
 
 // RunAsker creates the pod and waits until it has asked.
@@ -117,10 +151,14 @@ func (n *Node) RunAsker(t *testing.T, name string, hostNetwork bool) *Asker {
 }
 
 // Attempts returns how often the pod has asked, in all of its containers' lives.
-func (a *Asker) Attempts() int { return a.counts().attempts }
+func (a *Asker) Attempts() int { return a.account().Attempts }
 
 // Answers returns how often it was answered. A connection is an answer already.
-func (a *Asker) Answers() int { return a.counts().answers }
+func (a *Asker) Answers() int { return a.account().Answers }
+
+func (a *Asker) account() witness.Account {
+	return witness.ReadPod(filepath.Join(a.node.State, "pods"), string(a.uid))
+}
 
 // WaitAttempts waits until the pod has asked that many times more, and fails if it doesn't.
 func (a *Asker) WaitAttempts(t *testing.T, more int) {
@@ -150,92 +188,38 @@ func (a *Asker) WaitAnswers(t *testing.T, more int) {
 // how often the pod has asked.
 func (a *Asker) Never(t *testing.T) int {
 	t.Helper()
-	counts := a.counts()
-	if counts.answers != 0 {
-		t.Errorf("%s got %d answers in %d attempts, the first one: %s", a.name, counts.answers, counts.attempts,
-			counts.firstAnswer)
+	account := a.account()
+	if account.Answers != 0 {
+		t.Errorf("%s got %d answers in %d attempts, the first one: %s", a.name, account.Answers, account.Attempts,
+			account.FirstAnswer)
 	}
-	for _, ip := range a.addresses(t) {
-		if seen := a.node.imdsConnections(t, ip+":"); seen != 0 {
-			t.Errorf("the metadata service saw %d connections of %s (%s)", seen, a.name, ip)
-		}
+	if seen := account.Connections(a.node.imdsLog(t, 0)); seen != 0 {
+		t.Errorf("the metadata service saw %d connections of %s", seen, a.name)
 	}
-	if counts.attempts == 0 {
+	if account.Attempts == 0 {
 		t.Errorf("%s has not asked at all", a.name)
 	}
-	return counts.attempts
-}
-
-type askerCounts struct {
-	attempts, answers int
-	firstAnswer       string
-}
-
-var countLine = regexp.MustCompile(`attempts=(\d+) answers=(\d+)$`)
-
-func (a *Asker) counts() askerCounts {
-	// One file for each life of the container, in one directory for each life of the pod.
-	files, _ := filepath.Glob(filepath.Join(a.node.State, "pods", "default_"+a.name+"_*", "main", "*.log*"))
-	slices.Sort(files)
-	var sum askerCounts
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			continue // deleted with its pod
-		}
-		attempts, counted, seen := 0, 0, 0
-		for line := range strings.Lines(string(text)) {
-			line = strings.TrimRight(line, "\n")
-			if strings.Contains(line, " ANSWER to ") {
-				if seen++; sum.firstAnswer == "" {
-					sum.firstAnswer = line
-				}
-			} else if m := countLine.FindStringSubmatch(line); m != nil {
-				attempts, _ = strconv.Atoi(m[1])
-				counted, _ = strconv.Atoi(m[2])
-			}
-		}
-		sum.attempts += attempts
-		sum.answers += max(seen, counted)
-	}
-	return sum
-}
-
-// addresses returns the addresses that the pod has had, which needs the API server.
-func (a *Asker) addresses(t *testing.T) []string {
-	t.Helper()
-	pod, err := a.node.Client.CoreV1().Pods("default").Get(t.Context(), a.name, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if pod.Spec.HostNetwork {
-		return nil
-	}
-	var all []string
-	for _, ip := range pod.Status.PodIPs {
-		all = append(all, ip.IP)
-	}
-	return all
+	return account.Attempts
 }
 
 // podNetwork is how the addresses of all pods begin, see pod_cidr in node/env.sh.
 const podNetwork = "10.244."
 
-// imdsConnections returns how many connections reached the metadata service since the test began, by its own log, from the
-// clients whose address and port begin like this. (Since the test began: an address is used again by a later pod.)
-func (n *Node) imdsConnections(t *testing.T, client string) int {
+// podConnections returns how many connections from pods reached the metadata service since the test began, by its own log.
+// Pods of earlier tests had ended by then.
+func (n *Node) podConnections(t *testing.T) int {
+	t.Helper()
+	return witness.ConnectionsFrom(n.imdsLog(t, n.imdsLogBegin), podNetwork)
+}
+
+// imdsLog returns the metadata service's log from an offset on.
+func (n *Node) imdsLog(t *testing.T, begin int64) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(n.State, "log/imds.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	count := 0
-	for line := range strings.Lines(string(text[n.imdsLogBegin:])) {
-		if strings.Contains(line, " connection "+client) {
-			count++
-		}
-	}
-	return count
+	return string(text[begin:])
 }
 
 // Curl asks the metadata service from inside a pod, as somebody in it would, and returns the document or curl's error.

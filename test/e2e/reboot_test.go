@@ -11,7 +11,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // The node comes back with the taint, with the effect NoExecute: the kubelet rejects the pods that are still bound to it,
@@ -36,7 +35,7 @@ func reboot(t *testing.T, v variant) {
 	since := time.Now()
 	node.StartKubelet(t)
 	wait(t, "the kubelet to reject the pod", func() error {
-		pod, err := node.Client.CoreV1().Pods("default").Get(t.Context(), "asker", metav1.GetOptions{})
+		pod, err := node.pod(t, asker.name, asker.uid)
 		if err == nil && (pod.Status.Phase != corev1.PodFailed || pod.Status.Reason != "TaintToleration") {
 			err = fmt.Errorf("it is %s: %s", pod.Status.Phase, pod.Status.Reason)
 		}
@@ -50,7 +49,7 @@ func reboot(t *testing.T, v variant) {
 	again.WaitAttempts(t, 50)
 	again.Never(t)
 	control.WaitAnswers(t, 20)
-	if seen := node.imdsConnections(t, podNetwork); seen != 0 {
+	if seen := node.podConnections(t); seen != 0 {
 		t.Errorf("the metadata service saw %d connections from pods", seen)
 	}
 }

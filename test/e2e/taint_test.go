@@ -10,7 +10,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // A new node registers with the start-up taint. A pod waits. The agent comes, the taint goes, the pod starts, and never gets
@@ -25,7 +24,7 @@ func taintedNode(t *testing.T, v variant) {
 
 	step(t, "the new node is tainted: the pod waits")
 	control.WaitAnswers(t, 20)
-	if err := waitsForTaint(t, "asker"); err != nil {
+	if err := waitsForTaint(t, asker); err != nil {
 		t.Error(err)
 	}
 
@@ -46,27 +45,27 @@ func taintedNode(t *testing.T, v variant) {
 	joined.WaitAttempts(t, 50)
 	joined.Never(t)
 	control.WaitAnswers(t, 20)
-	if seen := node.imdsConnections(t, podNetwork); seen != 0 {
+	if seen := node.podConnections(t); seen != 0 {
 		t.Errorf("the metadata service saw %d connections from pods", seen)
 	}
 }
 
 // waitsForTaint checks that a pod is not scheduled because of the start-up taint.
-func waitsForTaint(t *testing.T, name string) error {
+func waitsForTaint(t *testing.T, a *Asker) error {
 	t.Helper()
-	pod, err := node.Client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
+	pod, err := node.pod(t, a.name, a.uid)
 	if err != nil {
 		return err
 	}
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			step(t, "%s waits: %s", name, c.Message)
+			step(t, "%s waits: %s", a.name, c.Message)
 			if pod.Spec.NodeName == "" && pod.Status.Phase == corev1.PodPending {
 				return nil
 			}
 		}
 	}
-	return fmt.Errorf("%s should wait, and is %s on the node %q", name, pod.Status.Phase, pod.Spec.NodeName)
+	return fmt.Errorf("%s should wait, and is %s on the node %q", a.name, pod.Status.Phase, pod.Spec.NodeName)
 }
 
 // protectedAndUntainted waits until the agent has set the condition, later than since, and removed the taint. It returns how

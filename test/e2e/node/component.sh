@@ -6,7 +6,20 @@ source "$(dirname "$0")/env.sh"
 verb=$1 name=$2 signal=${3:-TERM}
 pki=$state/pki
 mkdir -p /run/e2e
-pidfile=/run/e2e/$name.pid
+pidfile=/run/e2e/$name.pid # its process id and when it started: the id alone may be another process's by now
+
+# started PID: when that process started, as the kernel counts. Nothing if there is none, or only a zombie.
+started() {
+  local stat fields
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
+  read -ra fields <<<"${stat##*) }" # from the third field on, the state
+  [[ ${fields[0]} == [ZX] ]] || echo "${fields[19]}"
+}
+# running tells whether the component runs, and sets pid.
+running() {
+  local since
+  [[ -s $pidfile ]] && read -r pid since <"$pidfile" && [[ -n $since && $(started "$pid") == "$since" ]]
+}
 
 command_of() {
   case $1 in
@@ -37,17 +50,14 @@ command_of() {
 
 case $verb in
 start)
-  # Started already: nothing to do.
-  if [[ -s $pidfile ]] && kill -0 "$(<"$pidfile")" 2>/dev/null; then exit 0; fi
+  if running; then exit 0; fi
   command_of "$name"
   setsid "${command[@]}" >>"$state/log/$name.log" 2>&1 </dev/null &
-  echo $! >"$pidfile"
+  echo "$! $(started $!)" >"$pidfile"
   ;;
 stop)
-  pid=$(<"$pidfile")
-  kill -s "$signal" "$pid" 2>/dev/null || true
-  # Gone, or a zombie that nobody has reaped yet.
-  while state_of=$(ps -o state= -p "$pid") && [[ $state_of != Z* ]]; do sleep 0.05; done
+  if running; then kill -s "$signal" "$pid" 2>/dev/null || true; fi
+  while running; do sleep 0.05; done
   rm -f "$pidfile"
   ;;
 *) echo "usage: component.sh start|stop NAME [SIGNAL]" >&2; exit 2 ;;

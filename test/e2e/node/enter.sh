@@ -5,7 +5,11 @@
 #   test/e2e/node/enter.sh iptables-nft -S FORWARD
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
-[[ -s $state/init.pid ]] || { echo "no node $E2E_NAME runs" >&2; exit 1; }
+# By its cgroup too: the number may be left from a node that could not end in order, and be another process's by now.
+if ! init=$(cat "$state/init.pid" 2>/dev/null) || ! grep -q "/$cgroup\$" "/proc/$init/cgroup" 2>/dev/null; then
+  echo "no node $E2E_NAME runs" >&2
+  exit 1
+fi
 export KUBECONFIG=$state/pki/admin.conf PATH=$state/bin:$PATH
 [[ $# -gt 0 ]] || set -- bash
-exec nsenter -t "$(<"$state/init.pid")" -m -n -u -i -p -C -- "$@"
+exec nsenter -t "$init" -m -n -u -i -p -C -- "$@"

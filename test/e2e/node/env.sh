@@ -14,6 +14,8 @@ images=$E2E_CACHE/images      # images that all nodes have
 state=$E2E_CACHE/node-$E2E_NAME
 cgroup=imds-guard-e2e-$E2E_NAME
 
+releases=(v0.1.0 v0.1.1)      # our own image's, in $state/images
+
 node=$E2E_NAME                # the node's name in Kubernetes
 node_ip=10.77.0.2             # eth0, in the node's own network namespace
 outside_ip=10.77.0.1          # the other end: the VPC's gateway

@@ -87,7 +87,7 @@ test_images() {
 # Go's caches are this machine's, so that a run compiles what has changed. The build is the Dockerfile's all the same.
 own_image() {
   local name=ghcr.io/imds-guard/imds-guard release
-  for release in v0.1.0 v0.1.1; do
+  for release in "${releases[@]}"; do
     progress "building $name:$release from the Dockerfile"
     build "$name:$release" "$state/images/$release.tar" --build-arg "VERSION=$release" --build-arg COMMIT=e2e \
       --volume "$(go env GOCACHE):/root/.cache/go-build" --volume "$(go env GOMODCACHE):/go/pkg/mod" "$repository"

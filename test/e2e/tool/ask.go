@@ -13,12 +13,17 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
+
+	"github.com/imds-guard/imds-guard/test/e2e/witness"
 )
 
-// asker counts. Its lines are what the tests read: one a second with both counts, and one for each answer, at once.
+// asker counts. Its lines are what the tests read: one that says which pod it is, one a second with both counts, and one for
+// each answer, at once.
 type asker struct {
+	pod     string // its UID
 	address string
 	timeout time.Duration
 
@@ -37,7 +42,8 @@ func ask(arguments []string) error {
 		return err
 	}
 
-	a := &asker{address: *address, timeout: *timeout}
+	a := &asker{pod: os.Getenv("POD_UID"), address: *address, timeout: *timeout}
+	fmt.Println(witness.Asks(a.pod, os.Getenv("POD_IP")))
 	go func() {
 		for range time.Tick(time.Second) {
 			a.report()
@@ -60,7 +66,7 @@ func (a *asker) try(v2 bool) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(a.timeout))
-	fmt.Println(time.Now().Format(clock), "said to", conn.LocalAddr(), read(conn, v2))
+	fmt.Println(witness.Stamp(), "said to", conn.LocalAddr(), a.read(conn, v2))
 }
 
 func (a *asker) count(conn net.Conn, err error) (answered bool) {
@@ -69,17 +75,17 @@ func (a *asker) count(conn net.Conn, err error) (answered bool) {
 	a.attempts++
 	if err == nil {
 		a.answers++
-		fmt.Println(time.Now().Format(clock), "ANSWER to", conn.LocalAddr())
+		fmt.Println(witness.Answered(conn.LocalAddr().String()))
 		return true
 	}
 	if timeout := net.Error(nil); !errors.As(err, &timeout) || !timeout.Timeout() {
-		fmt.Println(time.Now().Format(clock), "no answer:", err)
+		fmt.Println(witness.Stamp(), "no answer:", err)
 	}
 	return false
 }
 
 // read returns what the service says, for the log.
-func read(conn net.Conn, v2 bool) string {
+func (a *asker) read(conn net.Conn, v2 bool) string {
 	method, path := http.MethodGet, "/latest/meta-data/iam/security-credentials/"
 	if v2 {
 		method, path = http.MethodPut, "/latest/api/token"
@@ -89,6 +95,7 @@ func read(conn net.Conn, v2 bool) string {
 		return err.Error()
 	}
 	request.Header.Set("X-aws-ec2-metadata-token-ttl-seconds", "60")
+	request.Header.Set(witness.Header, a.pod)
 	if err := request.Write(conn); err != nil {
 		return err.Error()
 	}
@@ -107,5 +114,5 @@ func read(conn net.Conn, v2 bool) string {
 func (a *asker) report() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	fmt.Printf("%s attempts=%d answers=%d\n", time.Now().Format(clock), a.attempts, a.answers)
+	fmt.Println(witness.Counted(a.attempts, a.answers))
 }

@@ -12,11 +12,11 @@ import (
 	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/test/e2e/witness"
 )
 
-const clock = "15:04:05.000"
-
-// serveIMDS logs each connection as soon as it is there, and each request. "Nobody reached it" is read from this log.
+// serveIMDS logs each connection as soon as it is there, and each request with the pod that it says it is from. "Nobody
+// reached it" is read from this log.
 func serveIMDS(arguments []string) error {
 	if len(arguments) != 1 {
 		return errors.New("usage: tool imds ADDRESS")
@@ -27,17 +27,13 @@ func serveIMDS(arguments []string) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if state == http.StateNew {
-				logIMDS("connection", conn.RemoteAddr().String())
+				fmt.Println(witness.Connected(conn.RemoteAddr().String()))
 			}
 		},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			logIMDS("request", r.RemoteAddr, r.Method, r.URL.Path)
+			fmt.Println(witness.Requested(r.RemoteAddr, r.Header.Get(witness.Header), r.Method, r.URL.Path))
 			documents.ServeHTTP(w, r)
 		}),
 	}
 	return fmt.Errorf("serving the metadata: %w", server.ListenAndServe())
-}
-
-func logIMDS(what, client string, more ...any) {
-	fmt.Println(append([]any{time.Now().Format(clock), what, client}, more...)...)
 }
