@@ -19,7 +19,7 @@ demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this mach
 
 test: bin/helm ## every test: both backends, both families, real packets (needs root)
 	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus
-	go test -race ./...
+	go test -race -timeout 30m ./...
 
 e2e_flags := -tags e2e -timeout 70m
 ifdef FIGURES
