@@ -5,15 +5,18 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/imds-guard/imds-guard/pkg/agent"
+	"github.com/imds-guard/imds-guard/pkg/asynclog"
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/limits"
 	"github.com/imds-guard/imds-guard/pkg/node"
@@ -39,7 +42,10 @@ func newRun() *cobra.Command {
 			if err := requireNetAdmin("changing rules"); err != nil {
 				return err
 			}
-			if err := agent.Run(cmd.Context(), c, agent.Build{Version: version, Commit: commit}, newLogger(c)); err != nil {
+			// A log that nobody reads must not hold up a keeper.
+			stderr := asynclog.New(os.Stderr)
+			defer stderr.Close(time.Second)
+			if err := agent.Run(cmd.Context(), c, agent.Build{Version: version, Commit: commit}, newLogger(c, stderr)); err != nil {
 				return failed(err)
 			}
 			return nil
@@ -49,12 +55,12 @@ func newRun() *cobra.Command {
 	return cmd
 }
 
-func newLogger(c config.Config) *slog.Logger {
+func newLogger(c config.Config, to io.Writer) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
 	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		return slog.New(slog.NewJSONHandler(to, options))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return slog.New(slog.NewTextHandler(to, options))
 }
 
 // checkFiles finds what is wrong with the files and the surroundings that the settings speak of, and that only the agent

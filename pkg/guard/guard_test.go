@@ -32,6 +32,7 @@ type fakeLayer struct {
 	mu      sync.Mutex
 	state   layer.State
 	place   string
+	detail  string
 	doubts  string // what Look doubts before it hangs
 	again   time.Duration
 	looks   int
@@ -57,7 +58,7 @@ func (l *fakeLayer) Look(p policy.Policy, doubt func(string)) layer.Finding {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := layer.Finding{Reading: layer.Reading{State: l.state, Place: l.place}, Plan: l.looks, Again: l.again}
+	f := layer.Finding{Reading: layer.Reading{State: l.state, Place: l.place, Detail: l.detail}, Plan: l.looks, Again: l.again}
 	if l.state == layer.Unknown {
 		f.Err = errors.New("unreadable")
 	}
@@ -77,7 +78,7 @@ func (l *fakeLayer) Repair(p policy.Policy, f layer.Finding) error {
 	if l.failing != nil {
 		return l.failing
 	}
-	l.state = layer.Enforced
+	l.state, l.detail = layer.Enforced, ""
 	if l.undo != (layer.State{}) {
 		l.state = l.undo
 	}
@@ -103,6 +104,7 @@ type counts struct {
 	drift           map[layer.State]int
 	success, errors int
 	failed, looks   int
+	took            time.Duration // of the last repair
 }
 
 func (c *counts) add(n *int) {
@@ -119,7 +121,8 @@ func (c *counts) Drift(_ layer.ID, s layer.State) {
 	c.drift[s]++
 }
 
-func (c *counts) Repaired(_ layer.ID, ok bool, _ time.Duration) {
+func (c *counts) Repaired(_ layer.ID, ok bool, took time.Duration) {
+	c.took = took
 	if ok {
 		c.add(&c.success)
 	} else {
@@ -569,9 +572,10 @@ func TestFirst(t *testing.T) {
 			t.Error("the other layer is not enforced")
 		}
 		close(hang)
+		start = time.Now()
 		g.First(time.Minute)
-		if !g.Status().Protected {
-			t.Error("not protected after the first looks")
+		if waited := time.Since(start); waited != 0 || !g.Status().Protected {
+			t.Errorf("after the first looks: waited %s more, protected %t", waited, g.Status().Protected)
 		}
 		cancel()
 		<-done

@@ -25,11 +25,29 @@ func TestParse(t *testing.T) {
 		"eni:1":            `':'`,
 		"eni1@if2":         `'@'`,
 		"-eni+":            "not an interface name",
+		".":                "not an interface name",
+		".+":               "not an interface name",
 		"..":               "not an interface name",
 		"eni+\n":           "only at the end",
 	} {
 		if _, err := Parse(bad); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Parse(%q) = %v, want an error with %q", bad, err, want)
+		}
+	}
+}
+
+// Every byte, inside a name and at its end, but for the plus sign, which means something there.
+func TestParseBytes(t *testing.T) {
+	const names = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+	for b := range 256 {
+		c := string([]byte{byte(b)})
+		for _, s := range []string{"x" + c + "x", "x" + c} {
+			if s == "x+" {
+				continue
+			}
+			if _, err := Parse(s); (err == nil) != strings.Contains(names, c) {
+				t.Errorf("Parse(%q): %v", s, err)
+			}
 		}
 	}
 }

@@ -9,6 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // hierarchy is where the pids controller is: of cgroup v1, or of v2.
@@ -50,8 +53,15 @@ func (h hierarchy) makeCgroup(t *testing.T, parent string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.Remove(dir); err != nil {
-			t.Error(err)
+		// A process may be in it for a moment after it has been waited for.
+		for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+			err := unix.Rmdir(dir)
+			if err == nil {
+				return
+			}
+			if time.Since(start) > time.Minute {
+				t.Fatalf("removing %s: %v", dir, err)
+			}
 		}
 	})
 	return dir

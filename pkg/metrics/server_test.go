@@ -1,4 +1,5 @@
 // The server as it is met from outside: real sockets, real TLS, real files.
+
 package metrics
 
 import (
@@ -41,9 +42,25 @@ type served struct {
 	client *http.Client
 }
 
+// until returns a pause that ends when the test sends a tick, which is taken only by a server that pauses; without ticks
+// that is for good.
+func until(tick <-chan struct{}) func(context.Context, time.Duration) bool {
+	return func(ctx context.Context, _ time.Duration) bool {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick:
+			return true
+		}
+	}
+}
+
 // serve runs a server until the end of the test, at which it must stop.
 func serve(t *testing.T, s *Server) *served {
 	t.Helper()
+	if s.pause == nil {
+		s.pause = until(nil)
+	}
 	m := New("test", "test", nil, nil)
 	m.Status = func() guard.Status { return guard.Status{} }
 	log := &testnode.Log{}
@@ -98,6 +115,16 @@ func (s *served) get(url, user, password string) (int, string) {
 		return 0, err.Error()
 	}
 	return response.StatusCode, string(body)
+}
+
+// answer is get for a server that answers, however long it takes it: a wrong password costs much time.
+func (s *served) answer(url, user, password string) (code int, body string) {
+	s.t.Helper()
+	s.await(url+" is answered", func() bool {
+		code, body = s.get(url, user, password)
+		return code != 0
+	})
+	return code, body
 }
 
 func (s *served) await(what string, is func() bool) {
@@ -219,22 +246,23 @@ func TestTLSAndPassword(t *testing.T) {
 	file := filepath.Join(dir, "web.yaml")
 	pool := writeCertificate(t, dir, address)
 	writeConfig(t, file, secure+users)
-	s := serve(t, &Server{Address: address, WebConfigFile: file})
+	tick := make(chan struct{})
+	s := serve(t, &Server{Address: address, WebConfigFile: file, pause: until(tick)})
 	trusting := &http.Transport{DisableKeepAlives: true, ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: pool}}
 	s.client.Transport = trusting
 
 	url := "https://" + address + "/metrics"
 	s.awaitCode(200, url, user, password)
-	if code, body := s.get(url, user, "wrong"); code != 401 || strings.Contains(body, prefix) {
+	if code, body := s.answer(url, user, "wrong"); code != 401 || strings.Contains(body, prefix) {
 		t.Errorf("with a wrong password: %d %q", code, body)
 	}
-	if code, body := s.get(url, "nobody", password); code != 401 || strings.Contains(body, prefix) {
+	if code, body := s.answer(url, "nobody", password); code != 401 || strings.Contains(body, prefix) {
 		t.Errorf("with a wrong user: %d %q", code, body)
 	}
-	if code, body := s.get(url, "", ""); code != 401 || strings.Contains(body, prefix) {
+	if code, body := s.answer(url, "", ""); code != 401 || strings.Contains(body, prefix) {
 		t.Errorf("without a password: %d %q", code, body)
 	}
-	if code, body := s.get("http://"+address+"/metrics", user, password); code != 400 || strings.Contains(body, prefix) {
+	if code, body := s.answer("http://"+address+"/metrics", user, password); code != 400 || strings.Contains(body, prefix) {
 		t.Errorf("by plain HTTP: %d %q", code, body)
 	}
 	s.client.Transport = &http.Transport{DisableKeepAlives: true}
@@ -246,7 +274,11 @@ func TestTLSAndPassword(t *testing.T) {
 	trusting.TLSClientConfig = &tls.Config{RootCAs: writeCertificate(t, dir, address)}
 	s.client.Transport = trusting
 	s.awaitCode(200, url, user, password)
+	for range 2 { // the second is taken when the look after the first is over
+		tick <- struct{}{}
+	}
 	s.mustLog(1, `msg="serving metrics"`)
+	s.mustLogLines(1)
 }
 
 // TestHTTP1Only: what an HTTP/2 connection may ask for at once is not bounded by the number of connections.
@@ -285,11 +317,13 @@ func TestConfigBrokenLater(t *testing.T) {
 			address, health := freeAddress(t), freeAddress(t)
 			file := filepath.Join(t.TempDir(), "web.yaml")
 			writeConfig(t, file, users)
-			s := serve(t, &Server{Address: address, HealthAddress: health, WebConfigFile: file})
+			tick := make(chan struct{})
+			s := serve(t, &Server{Address: address, HealthAddress: health, WebConfigFile: file, pause: until(tick)})
 			url := "http://" + address + "/metrics"
 			s.awaitCode(200, url, user, password)
 
 			writeConfig(t, file, broken)
+			tick <- struct{}{}
 			s.await("it is reported", func() bool {
 				return s.log.Count("serving metrics failed", "reading the web configuration", file) == 1
 			})
@@ -302,7 +336,9 @@ func TestConfigBrokenLater(t *testing.T) {
 				t.Errorf("/healthz: %d", code)
 			}
 
+			tick <- struct{}{} // tried in vain once more
 			writeConfig(t, file, users)
+			tick <- struct{}{}
 			s.awaitCode(200, url, user, password)
 			s.awaitCode(401, url, user, "wrong")
 			s.mustLog(1, "serving metrics failed")
@@ -320,10 +356,12 @@ func TestTLSLater(t *testing.T) {
 	file := filepath.Join(dir, "web.yaml")
 	pool := writeCertificate(t, dir, address)
 	writeConfig(t, file, users)
-	s := serve(t, &Server{Address: address, WebConfigFile: file})
+	tick := make(chan struct{})
+	s := serve(t, &Server{Address: address, WebConfigFile: file, pause: until(tick)})
 	s.client.Transport = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}
 	s.awaitCode(200, "http://"+address+"/metrics", user, password)
 	writeConfig(t, file, secure+users)
+	tick <- struct{}{}
 	s.awaitCode(200, "https://"+address+"/metrics", user, password)
 	s.awaitCode(400, "http://"+address+"/metrics", user, password)
 	s.mustLog(2, `msg="serving metrics"`)
@@ -337,12 +375,15 @@ func TestTakenPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	address, health := taken.Addr().String(), freeAddress(t)
-	s := serve(t, &Server{Address: address, HealthAddress: health})
+	address, health, tick := taken.Addr().String(), freeAddress(t), make(chan struct{})
+	s := serve(t, &Server{Address: address, HealthAddress: health, pause: until(tick)})
 	s.awaitCode(200, "http://"+health+"/healthz", "", "")
 	s.await("it is reported", func() bool { return s.log.Count("serving metrics failed", "address already in use") == 1 })
-	time.Sleep(2 * retryPause) // for the attempts that are not to be logged: there is nothing else to be seen of them
+	for range 3 { // one attempt each, which is not logged again
+		tick <- struct{}{}
+	}
 	taken.Close()
+	close(tick)
 	s.awaitCode(200, "http://"+address+"/metrics", "", "")
 	s.mustLog(1, "serving metrics failed", "the rules are not affected")
 	s.mustLogLines(3)

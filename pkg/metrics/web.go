@@ -59,7 +59,7 @@ func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, e.address)
+	listener, err := listen(ctx, e.address, ioTimeout)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package netfilter
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"strconv"
@@ -58,10 +59,12 @@ const (
 	loadPorts
 )
 
-// loaded is the last load expression: what, and into which register.
+// loaded is the last load expression: what, how many bytes of it, and into which register.
 type loaded struct {
 	what     load
+	size     int // 0 if it is not known
 	register uint32
+	compared bool
 }
 
 // parseNFTRule reads a rule's expressions (linux/netfilter/nf_tables.h). What iptables-nft writes and lists as it is
@@ -88,18 +91,21 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 		}
 		switch unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME].Value) {
 		case "meta":
-			last = loaded{metaLoad(data), be32(data[unix.NFTA_META_DREG])}
+			last = metaLoad(data)
 			loads[last.what]++
 		case "payload":
-			last = loaded{payloadLoad(f, data), be32(data[unix.NFTA_PAYLOAD_DREG])}
+			last = loaded{
+				what: payloadLoad(f, data), size: int(be32(data[unix.NFTA_PAYLOAD_LEN])), register: be32(data[unix.NFTA_PAYLOAD_DREG]),
+			}
 			loads[last.what]++
 		case "cmp":
 			equal := be32(data[unix.NFTA_CMP_OP]) == unix.NFT_CMP_EQ
-			if !equal && be32(data[unix.NFTA_CMP_OP]) != unix.NFT_CMP_NEQ && last.what != loadPorts ||
-				be32(data[unix.NFTA_CMP_SREG]) != last.register {
+			value, ok := last.comparedWith(data)
+			if !ok || !equal && be32(data[unix.NFTA_CMP_OP]) != unix.NFT_CMP_NEQ && last.what != loadPorts {
 				return odd
 			}
-			r.Plain = r.Plain && equal && r.compare(last.what, data)
+			last.compared = true
+			r.Plain = r.Plain && equal && r.compare(last.what, value)
 		case "range":
 			if last.what != loadPorts {
 				return odd
@@ -122,7 +128,13 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 			r.Target = unix.ByteSliceToString(data[unix.NFTA_TARGET_NAME].Value)
 			r.Stops = r.Target == "REJECT"
 			r.RejectWith = rejectWith(f, data[unix.NFTA_TARGET_INFO].Value)
-		case "bitwise", "match", "limit", "log":
+		case "bitwise":
+			if !isMask(data) {
+				return odd
+			}
+			last.register = be32(data[unix.NFTA_BITWISE_DREG])
+			r.Plain = false
+		case "match", "limit", "log":
 			r.Plain = false
 		default:
 			return odd
@@ -135,17 +147,45 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 	return r
 }
 
+// comparedWith is the value that a comparison asks the last load for; false if it can't be one of those that iptables-nft
+// writes and prints as they are.
+func (l loaded) comparedWith(data map[uint16]syscall.NetlinkRouteAttr) (value []byte, ok bool) {
+	nested, err := parseAttrs(data[unix.NFTA_CMP_DATA].Value)
+	if err != nil || l.compared || be32(data[unix.NFTA_CMP_SREG]) != l.register {
+		return nil, false
+	}
+	value = nested[unix.NFTA_DATA_VALUE].Value
+	switch {
+	case l.what == loadIn:
+		// nft's wildcard is an asterisk: to it, `eni+` is the name of one interface, which iptables prints like its own
+		// pattern.
+		return value, !bytes.Contains(value, []byte("+"))
+	case l.size > 0:
+		return value, len(value) == l.size
+	}
+	return value, true
+}
+
+// isMask reports whether a bitwise expression does nothing but mask, as for a prefix: iptables-nft ignores whatever else it
+// may do.
+func isMask(data map[uint16]syscall.NetlinkRouteAttr) bool {
+	xor, err := parseAttrs(data[unix.NFTA_BITWISE_XOR].Value)
+	const operation = 6 // NFTA_BITWISE_OP, linux/netfilter/nf_tables.h; zero is NFT_BITWISE_MASK_XOR
+	return err == nil && be32(data[operation]) == 0 && len(bytes.Trim(xor[unix.NFTA_DATA_VALUE].Value, "\x00")) == 0
+}
+
 // metaLoad says what a meta expression loads.
-func metaLoad(data map[uint16]syscall.NetlinkRouteAttr) load {
+func metaLoad(data map[uint16]syscall.NetlinkRouteAttr) loaded {
+	l := loaded{register: be32(data[unix.NFTA_META_DREG])}
 	switch be32(data[unix.NFTA_META_KEY]) {
 	case unix.NFT_META_IIFNAME:
-		return loadIn
+		l.what = loadIn
 	case unix.NFT_META_IIF:
-		return loadInIndex
+		l.what, l.size = loadInIndex, 4
 	case unix.NFT_META_L4PROTO:
-		return loadProtocol
+		l.what, l.size = loadProtocol, 1
 	}
-	return loadOther
+	return l
 }
 
 // payloadLoad says what a payload expression loads. The destination address is at byte 16 of the IPv4 header (RFC 791)
@@ -167,12 +207,7 @@ func payloadLoad(f imds.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
 }
 
 // compare notes what an equality asks for and reports whether it is one of those that a plain rule has.
-func (r *NFTRule) compare(last load, data map[uint16]syscall.NetlinkRouteAttr) bool {
-	nested, err := parseAttrs(data[unix.NFTA_CMP_DATA].Value)
-	if err != nil {
-		return false
-	}
-	value := nested[unix.NFTA_DATA_VALUE].Value
+func (r *NFTRule) compare(last load, value []byte) bool {
 	switch last {
 	case loadIn:
 		// A wildcard is a comparison of the prefix alone, a whole name is compared with its terminating zero.

@@ -189,6 +189,8 @@ func TestForgedRules(t *testing.T) {
 		forge("a comparison of another register", func(b []byte) []byte { b[at("cmp", 0)+15] = 2; return b })
 		forge("an inequality", func(b []byte) []byte { b[at("cmp", 1)+23] = 1; return b })
 		forge("the source address", func(b []byte) []byte { b[at("payload", 0)+35] -= 4; return b })
+		forge("a plus in the name, which is no wildcard to nft", func(b []byte) []byte { b[bytes.Index(b, []byte("eni"))+2] = '+'; return b })
+		forge("a comparison with less than was loaded", func(b []byte) []byte { b[at("payload", 0)+43] -= 2; return b })
 		forge("the verdict first", func(b []byte) []byte {
 			last := len(b) - (4 + len(list[len(list)-1].Value))
 			return append(bytes.Clone(b[last:]), b[:last]...)

@@ -15,8 +15,8 @@ import (
 )
 
 // Replace inserts rules at the top of a chain, in this order and with their counters at zero, and deletes those with the
-// handles given, all in one transaction. It is an error, and nothing is done, if the chain or one of the handles does not
-// exist.
+// handles given, MaxDeleted at most, all in one transaction. It is an error, and nothing is done, if the chain or one of the
+// handles does not exist.
 //
 // Against a command, which takes over a millisecond to get so far, it is quick enough to come before the process that
 // deleted a rule has closed its socket, and with it taken the lock on which every later transaction waits for 5 to 30 ms
@@ -35,10 +35,10 @@ func (n *NFT) ReplaceInOwn(f imds.Family, table, chain string, top []NFTRule, re
 	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
 	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, nl.BEUint32Attr(unix.NF_INET_FORWARD))
 	hook.AddRtAttr(unix.NFTA_HOOK_PRIORITY, nl.BEUint32Attr(0)) // NF_IP_PRI_FILTER
-	const made = unix.NLM_F_CREATE | unix.NLM_F_ACK
 	frame := [][]byte{
-		n.request(f, unix.NFT_MSG_NEWTABLE, made, nameAttr(unix.NFTA_TABLE_NAME, table)),
-		n.request(f, unix.NFT_MSG_NEWCHAIN, made, nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain), hook,
+		// Without the flags, a table that somebody has put to sleep would sleep on.
+		n.request(f, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, nameAttr(unix.NFTA_TABLE_NAME, table), number(unix.NFTA_TABLE_FLAGS, 0)),
+		n.request(f, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain), hook,
 			nameAttr(unix.NFTA_CHAIN_TYPE, "filter")),
 	}
 	if err := n.transact(append(frame, n.changes(f, table, chain, top, remove)...)); err != nil {
@@ -49,12 +49,16 @@ func (n *NFT) ReplaceInOwn(f imds.Family, table, chain string, top []NFTRule, re
 
 // DeleteTable deletes a table with all that is in it. That there is none is no error.
 func (n *NFT) DeleteTable(f imds.Family, table string) error {
-	err := n.transact([][]byte{n.request(f, unix.NFT_MSG_DELTABLE, unix.NLM_F_ACK, nameAttr(unix.NFTA_TABLE_NAME, table))})
+	err := n.transact([][]byte{n.request(f, unix.NFT_MSG_DELTABLE, 0, nameAttr(unix.NFTA_TABLE_NAME, table))})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("deleting the nftables table %s (%s): %w", table, f, err)
 	}
 	return nil
 }
+
+// MaxDeleted bounds the deletions in one transaction, of some 60 bytes each: the socket takes no more than net.core.wmem_default
+// (208 KiB) at once.
+const MaxDeleted = 1000
 
 // changes are the messages of Replace.
 func (n *NFT) changes(f imds.Family, table, chain string, top []NFTRule, remove []uint64) (messages [][]byte) {
@@ -62,29 +66,31 @@ func (n *NFT) changes(f imds.Family, table, chain string, top []NFTRule, remove 
 		messages = append(messages, n.newRule(f, table, chain, top[i]))
 	}
 	for _, handle := range remove {
-		messages = append(messages, n.request(f, unix.NFT_MSG_DELRULE, unix.NLM_F_ACK, nameAttr(unix.NFTA_RULE_TABLE, table),
+		messages = append(messages, n.request(f, unix.NFT_MSG_DELRULE, 0, nameAttr(unix.NFTA_RULE_TABLE, table),
 			nameAttr(unix.NFTA_RULE_CHAIN, chain), nl.NewRtAttr(unix.NFTA_RULE_HANDLE, binary.BigEndian.AppendUint64(nil, handle))))
 	}
 	return messages
 }
 
-// transact sends messages, each of which asks for an acknowledgement, as one transaction.
+// transact sends messages as one transaction. Success is acknowledged once, with the last of them (errors come anyway): as many
+// acknowledgements as there are messages may overflow the receive buffer.
 func (n *NFT) transact(messages [][]byte) error {
 	if len(messages) == 0 {
 		return nil
 	}
+	last := messages[len(messages)-1]
+	const flags = 6 // where struct nlmsghdr has them
+	binary.NativeEndian.PutUint16(last[flags:], binary.NativeEndian.Uint16(last[flags:])|unix.NLM_F_ACK)
 	batch := batchMark(unix.NFNL_MSG_BATCH_BEGIN)
 	for _, m := range messages {
 		batch = append(batch, m...)
 	}
 	batch = append(batch, batchMark(unix.NFNL_MSG_BATCH_END)...)
-	open := len(messages)
 	return n.exchange(batch, func(a syscall.NetlinkMessage) (last bool, err error) {
 		if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 {
 			return true, errors.New("the kernel's answer is none")
 		}
-		open--
-		return open == 0, errnoOf(a)
+		return true, errnoOf(a)
 	})
 }
 
@@ -110,7 +116,7 @@ func (n *NFT) newRule(f imds.Family, table, chain string, rule NFTRule) []byte {
 		compat.AddRtAttr(unix.NFTA_RULE_COMPAT_FLAGS, nl.BEUint32Attr(0))
 		attrs = append(attrs, compat)
 	}
-	return n.request(f, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_ACK, attrs...)
+	return n.request(f, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE, attrs...)
 }
 
 // zeroCounters returns a copy of a rule's expressions in which every counter is at zero.

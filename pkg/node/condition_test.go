@@ -43,6 +43,8 @@ func TestJudge(t *testing.T) {
 			corev1.ConditionUnknown, ReasonUnreadable, "No address family"},
 		{"uncovered", layers{imds.IPv4: enforced}, Coverage{Uncovered: []string{"a", "b", "c", "d", "e", "f", "g"}},
 			corev1.ConditionFalse, ReasonNotCovered, "a, b, c, d, e and 2 more"},
+		{"one uncovered", layers{imds.IPv4: enforced}, Coverage{Uncovered: []string{"a"}},
+			corev1.ConditionFalse, ReasonNotCovered, "covers them: a"},
 		{"interfaces not listed", layers{imds.IPv4: enforced}, Coverage{Err: errors.New("not listed yet")},
 			corev1.ConditionUnknown, ReasonNotVerified, "not listed yet"},
 	}
@@ -63,5 +65,16 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%+v", c)
 			}
 		})
+	}
+}
+
+// A condition's message names a few interfaces and counts the rest.
+func TestFirst(t *testing.T) {
+	for names, want := range map[string]string{
+		"a": "a", "a b c d e": "a, b, c, d, e", "a b c d e f": "a, b, c, d, e and 1 more",
+	} {
+		if got := first(strings.Fields(names)); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

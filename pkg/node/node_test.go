@@ -28,28 +28,54 @@ type fakeAPI struct {
 	node          corev1.Node
 	gets, patches int
 	failing       error
+	// fail is asked what to answer to a request of an operation, if it is set.
+	fail func(operation string) error
+	// hang: a request ends with its context.
+	hang bool
+	// requested are the operations of the patches, removal is the last patch of the taints.
+	requested []string
+	removal   string
 	// sticky: somebody adds our taint to every Node that is written.
 	sticky bool
 	// meanwhile is called before a patch is applied: somebody else is quicker.
 	meanwhile func(*corev1.Node)
 }
 
-func (f *fakeAPI) Get(context.Context) (*corev1.Node, error) {
+// answer is what a request fails with.
+func (f *fakeAPI) answer(ctx context.Context, operation string) error {
+	f.requested = append(f.requested, operation)
+	if f.hang {
+		f.mu.Unlock()
+		<-ctx.Done()
+		f.mu.Lock()
+		return ctx.Err()
+	}
+	if f.fail != nil {
+		return f.fail(operation)
+	}
+	return f.failing
+}
+
+func (f *fakeAPI) Get(ctx context.Context) (*corev1.Node, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gets++
-	if f.failing != nil {
-		return nil, f.failing
+	if err := f.answer(ctx, OpGetNode); err != nil {
+		return nil, err
 	}
 	return f.node.DeepCopy(), nil
 }
 
-func (f *fakeAPI) Patch(_ context.Context, kind types.PatchType, patch []byte, sub ...string) (*corev1.Node, error) {
+func (f *fakeAPI) Patch(ctx context.Context, kind types.PatchType, patch []byte, sub ...string) (*corev1.Node, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.patches++
-	if f.failing != nil {
-		return nil, f.failing
+	operation := OpPatchStatus
+	if len(sub) == 0 {
+		operation, f.removal = OpPatchNode, string(patch)
+	}
+	if err := f.answer(ctx, operation); err != nil {
+		return nil, err
 	}
 	if f.meanwhile != nil {
 		f.meanwhile(&f.node)
@@ -141,15 +167,20 @@ func (w *world) say(k Knowledge) {
 	synctest.Wait()
 }
 
+func newWorld(node corev1.Node, first Knowledge) *world {
+	w := &world{fakeAPI: &fakeAPI{node: node}, says: first}
+	w.Reporter = New(w.fakeAPI, func() Knowledge {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.says
+	}, slog.New(slog.NewTextHandler(&w.log, nil)))
+	return w
+}
+
 func inBubble(t *testing.T, node corev1.Node, first Knowledge, play func(*testing.T, *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{fakeAPI: &fakeAPI{node: node}, says: first}
-		w.Reporter = New(w.fakeAPI, func() Knowledge {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return w.says
-		}, slog.New(slog.NewTextHandler(&w.log, nil)))
+		w := newWorld(node, first)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { w.Run(ctx); close(done) }()
@@ -322,6 +353,35 @@ func TestRequestsOfAQuietHour(t *testing.T) {
 		time.Sleep(10 * time.Hour)
 		if n := w.requests() - before; n < 100 || n > 150 {
 			t.Errorf("%d requests in ten quiet hours", n)
+		}
+	})
+}
+
+// Changes go out at once up to the burst, then one in a while; nothing else is held back for it.
+func TestChangesAreBoundedExactly(t *testing.T) {
+	inBubble(t, nodeWith(), good, func(t *testing.T, w *world) {
+		time.Sleep(time.Hour)
+		for before := w.requests(); w.requests() == before; { // so that no heartbeat is near
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		sent := func(says ...Knowledge) int {
+			before := w.requests()
+			for _, k := range says {
+				w.say(k)
+			}
+			return w.requests() - before
+		}
+		if n := sent(bad, good, bad, good, bad, good, bad, good, bad); n != changesBurst {
+			t.Errorf("%d changes at once", n)
+		}
+		time.Sleep(changesEvery - time.Second)
+		if n := sent(good, bad); n != 0 {
+			t.Errorf("%d changes too early", n)
+		}
+		time.Sleep(time.Second)
+		if n := sent(good, bad, good); n != 1 {
+			t.Errorf("%d changes when one is due", n)
 		}
 	})
 }

@@ -56,8 +56,8 @@ func Cleanup(families []imds.Family, patterns []ifpattern.Pattern) (removed []Re
 
 // clean tries as often as somebody else may plausibly write in between.
 func (r *Removed) clean(node forward, ours []Rule) (err error) {
+	var found, more bool
 	for range 5 {
-		var found, more bool
 		if r.Backend == NFT {
 			found, more, err = r.cleanNFT(node, ours)
 		} else {
@@ -67,8 +67,12 @@ func (r *Removed) clean(node forward, ours []Rule) (err error) {
 			return nil
 		}
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case found:
 		err = errors.New("rules keep coming back; is an agent still running on this node?")
+	case more:
+		err = errors.New("somebody writes rules all the time, so that the chain can't be read to its end; try again")
 	}
 	return err
 }
@@ -87,7 +91,7 @@ func (r *Removed) cleanNFT(node forward, ours []Rule) (found, more bool, err err
 		}
 	}
 	if len(handles) > 0 {
-		if err := node.Replace(nil, handles); err != nil {
+		if err := replaceAll(node.Replace, nil, handles); err != nil {
 			return true, false, err
 		}
 		r.removed(k.copyCounts())

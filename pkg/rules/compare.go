@@ -80,11 +80,12 @@ func (c Chain) shadow(want []Rule) (detail string) {
 }
 
 // goesOn lists the targets after which the walk goes on with the next rule, whatever their options
-// (iptables-extensions(8)). iptables -N refuses a chain of one of these names, nft doesn't: see Line.Jump.
+// (iptables-extensions(8)). iptables -N refuses a chain of one of these names, nft doesn't: see Line.Jump. TEE is none
+// of them: the copy that it makes leaves the node by OUTPUT.
 var goesOn = map[string]bool{
 	"AUDIT": true, "CHECKSUM": true, "CLASSIFY": true, "CONNMARK": true, "CONNSECMARK": true, "DSCP": true, "ECN": true,
 	"HL": true, "HMARK": true, "IDLETIMER": true, "LED": true, "LOG": true, "MARK": true, "NFLOG": true, "RATEEST": true,
-	"SECMARK": true, "SET": true, "TCPMSS": true, "TCPOPTSTRIP": true, "TEE": true, "TOS": true, "TRACE": true,
+	"SECMARK": true, "SET": true, "TCPMSS": true, "TCPOPTSTRIP": true, "TOS": true, "TRACE": true,
 	"TTL": true, "ULOG": true,
 }
 

@@ -77,6 +77,8 @@ func TestCompareOneRule(t *testing.T) {
 		{"jump above", Shadowed, []string{"-m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD", ours}},
 		{"goto above", Shadowed, []string{"-g OTHER", ours}},
 		{"return above", Shadowed, []string{"-i eni0 -j RETURN", ours}},
+		{"a value like counters and a target", Shadowed, []string{"-m recent --rcheck --name x -c 0 0 -j LOG -j ACCEPT", ours}},
+		{"a copy that leaves by OUTPUT", Shadowed, []string{"-j TEE --gateway 10.0.0.1", ours}},
 		{"queue above", Shadowed, []string{"-j NFQUEUE --queue-num 0", ours}},
 		{"accept to a network with the endpoint", Shadowed, []string{"-d 169.254.0.0/16 -j ACCEPT", ours}},
 		{"accept to all but another address", Shadowed, []string{"! -d 10.0.0.1/32 -j ACCEPT", ours}},

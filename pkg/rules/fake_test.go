@@ -181,6 +181,9 @@ func (f *fakeForward) ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error
 
 func (f *fakeForward) replace(chain *[]fakeRule, top []netfilter.NFTRule, remove []uint64) error {
 	f.replaces++
+	if len(remove) > netfilter.MaxDeleted {
+		return unix.EMSGSIZE
+	}
 	left := slices.Clone(*chain)
 	for _, handle := range remove {
 		at := slices.IndexFunc(left, func(l fakeRule) bool { return l.kernel.Handle == handle })
@@ -194,7 +197,7 @@ func (f *fakeForward) replace(chain *[]fakeRule, top []netfilter.NFTRule, remove
 			return unix.EINVAL
 		}
 		f.handles++
-		k.Handle = f.handles
+		k.Handle, k.Packets = f.handles, 0
 		left = slices.Insert(left, i, fakeRule{string(k.Expressions), k})
 	}
 	*chain = left

@@ -27,7 +27,8 @@ func forwardsIPv6() bool {
 	})
 }
 
-// unsupported reports whether there is nothing to enforce in a family, err being why its chain could not be read.
+// unsupported reports whether there is nothing to enforce in a family, err being why its chain could not be
+// read, if there is a reason.
 func unsupported(f imds.Family, err error) (detail string, yes bool) {
 	switch {
 	case f != imds.IPv6:

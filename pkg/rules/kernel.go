@@ -85,16 +85,26 @@ func (k kernelChain) inPlace() bool {
 	return true
 }
 
-// named are the rules that name the endpoint and are none of the wanted ones, by handle.
+// named are the rules that name the endpoint and are none of the wanted ones, by handle. What is understood as a rule that
+// stops nothing is not one of ours in disguise.
 func (k kernelChain) named() map[string]bool {
 	named := map[string]bool{}
 	for _, rule := range k.Rules() {
-		ours := slices.ContainsFunc(k.want, func(r Rule) bool { return isRule(rule, r) })
-		if rule.Names && !ours {
+		if rule.Names && (rule.Odd || rule.Stops) && !k.ours(rule) {
 			named[strconv.FormatUint(rule.Handle, 10)] = true
 		}
 	}
 	return named
+}
+
+// ours reports whether a rule is a copy of a wanted one.
+func (k kernelChain) ours(rule netfilter.NFTRule) bool {
+	for _, copies := range k.copies {
+		if slices.ContainsFunc(copies, func(c netfilter.NFTRule) bool { return c.Handle == rule.Handle }) {
+			return true
+		}
+	}
+	return false
 }
 
 // sameAs reports whether two readings found the same rules in the same places, by their handles.
@@ -149,8 +159,7 @@ func (k kernelChain) state(why error) (state layer.State, detail string) {
 			return Shadowed, fmt.Sprintf("more than %d rules stand above %q", len(k.Top), r)
 		}
 		for _, above := range k.Top[:min(first, len(k.Top))] {
-			ours := slices.ContainsFunc(k.want, func(r Rule) bool { return isRule(above, r) })
-			if !above.Stops && !ours {
+			if !above.Stops && !k.ours(above) {
 				return Shadowed, fmt.Sprintf("rule %d, handle %d, stands above %q, and what it does was not listed: %v",
 					above.Position+1, above.Handle, r, why)
 			}

@@ -4,6 +4,7 @@ package rules
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -22,10 +23,19 @@ func list(f imds.Family, lines func() ([]string, error)) (Chain, error) {
 		return failed(fmt.Errorf("%s has no policy in its output, as if it were no chain of a hook", chainName))
 	}
 	chain := Chain{Lines: make([]Line, 0, len(text)-1)}
-	for _, t := range text[1:] {
-		line, err := ParseLine(t)
-		if err != nil {
+	for i := 1; i < len(text); i++ {
+		rule := text[i]
+		// A comment may have line breaks in it.
+		for _, err := tokenize(rule); err != nil && i+1 < len(text); _, err = tokenize(rule) {
+			i++
+			rule += "\n" + text[i]
+		}
+		line, err := ParseLine(rule)
+		if err != nil && !strings.HasPrefix(rule, "-A "+chainName+" ") {
 			return failed(err)
+		}
+		if err != nil {
+			line = Line{Text: rule, Odd: true} // somebody's rule, of which nothing is known
 		}
 		chain.Lines = append(chain.Lines, line)
 	}
@@ -37,7 +47,7 @@ func (c *Chain) mark(k kernelChain) {
 	c.Native = true
 	for _, rule := range k.Rules() {
 		l := &c.Lines[rule.Position]
-		l.Odd, l.Jump = rule.Odd, rule.Jump
+		l.Odd, l.Jump = l.Odd || rule.Odd, rule.Jump
 		l.Exact = l.Exact && !rule.Odd && !rule.Jump
 	}
 }
@@ -54,19 +64,29 @@ func (c Chain) lookalikes(of []Rule) bool {
 	return false
 }
 
-// named are the lines that name the endpoint and are none of these rules, each by its text and how often that came before.
+// shows reports whether the kernel has a rule with the endpoint's address wherever a line is printed as one of these rules.
+// Else the list is of another moment.
+func (k kernelChain) shows(c Chain, rules []Rule) bool {
+	names := map[int]bool{}
+	for _, rule := range k.Rules() {
+		names[rule.Position] = rule.Names
+	}
+	for i, l := range c.Lines {
+		if l.Exact && slices.Contains(rules, l.Rule) && !names[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// named are the lines that name the endpoint and are none of these rules, each by its text and how often that came before. What
+// is understood as a rule that stops nothing is not one of ours in disguise.
 func (c Chain) named(of []Rule, endpoint string) map[string]bool {
 	named, times := map[string]bool{}, map[string]int{}
-	ours := func(l Line) bool {
-		for _, r := range of {
-			if l.Exact && l.Rule == r {
-				return true
-			}
-		}
-		return false
-	}
+	ours := func(l Line) bool { return l.Exact && slices.Contains(of, l.Rule) }
 	for _, l := range c.Lines {
-		if strings.Contains(l.Text, endpoint) && !ours(l) {
+		stops := l.Odd || l.Rule.Target == "DROP" || l.Rule.Target == "REJECT" || l.Rule.Target == ""
+		if stops && strings.Contains(l.Text, endpoint) && !ours(l) {
 			times[l.Text]++
 			named[fmt.Sprintf("%s #%d", l.Text, times[l.Text])] = true
 		}

@@ -54,6 +54,6 @@ func (r *Removed) cleanOwn(nft *netfilter.NFT, want []Rule) error {
 	if err != nil || !k.Exists {
 		return err
 	}
-	r.removed(k.copyCounts())
+	r.Copies += k.Length
 	return nft.DeleteTable(r.Family, ownTable)
 }

@@ -53,9 +53,10 @@ func ParseLine(text string) (Line, error) {
 	return l, nil
 }
 
-// splitAtCounters cuts a rule at `-c PACKETS BYTES`, which -v puts between the matches and the target.
+// splitAtCounters cuts a rule at `-c PACKETS BYTES`, which -v puts between the matches and the target. Of several it is the
+// last: the value of a match may look like one (`-m recent --name`), that of a target is quoted.
 func splitAtCounters(tokens []string) (matches []string, packets uint64, target []string, err error) {
-	for i := 0; i+2 < len(tokens); i++ {
+	for i := len(tokens) - 3; i >= 0; i-- {
 		if tokens[i] != "-c" {
 			continue
 		}

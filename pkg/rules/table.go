@@ -32,9 +32,11 @@ type Table struct {
 	// distrusted: iptables showed a rule of ours that was not recognised in the kernel's list. Until the two agree again,
 	// that list is not followed where it lacks one.
 	distrusted bool
-	listed     legacyListing // the last one
-	inserts    inserts
-	blocked    blocked
+	// harmless is the kernel's list as it was when iptables last showed what stands above ours, and that it is harmless.
+	harmless kernelChain
+	listed   legacyListing // the last one
+	inserts  inserts
+	blocked  blocked
 }
 
 // NewTable makes the layer of one family. All families share the selector.
@@ -67,7 +69,7 @@ type seen struct {
 func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 	backend := t.forward.Backend()
 	if backend != t.backend {
-		t.backend, t.known, t.distrusted, t.listed = backend, nil, false, legacyListing{}
+		t.backend, t.known, t.distrusted, t.listed, t.harmless = backend, nil, false, legacyListing{}, kernelChain{}
 		t.inserts, t.blocked.last = inserts{}, nil
 	}
 	want := Desired(t.family, p)
@@ -130,7 +132,7 @@ func (t *Table) lookNFT(want []Rule, doubt func(string)) seen {
 		if missing := kernel.missing(); len(missing) > 0 && !t.distrusted && !t.inserts.open() {
 			return t.byKernel(kernel, nil)
 		}
-		if state, detail := kernel.state(errors.New("iptables has not been asked yet")); !state.Protects() && !t.distrusted {
+		if state, detail := kernel.state(errors.New("iptables has not been asked yet")); !state.Protects() && !t.distrusted && !kernel.sameAs(t.harmless) {
 			doubt(detail)
 		}
 		switch {
@@ -145,7 +147,7 @@ func (t *Table) lookNFT(want []Rule, doubt func(string)) seen {
 			switch {
 			case err != nil:
 				return t.unreadable(err)
-			case kernel.sameAs(after) && len(chain.Lines) == after.Length:
+			case kernel.sameAs(after) && len(chain.Lines) == after.Length && after.shows(chain, want):
 				return t.agreed(chain, after)
 			}
 			why = errors.New("somebody writes all the time")
@@ -175,13 +177,13 @@ func (t *Table) byKernel(k kernelChain, why error) seen {
 func (t *Table) agreed(chain Chain, k kernelChain) seen {
 	t.distrusted = false
 	chain.mark(k)
-	for _, r := range k.want {
-		for _, copy := range k.copies[r] {
-			if l := chain.Lines[copy.Position]; !l.Exact || l.Rule != r {
-				err := fmt.Errorf("the kernel has %q as rule %d of %s, and iptables prints %q", r, copy.Position+1, chainName, l.Text)
-				return seen{state: layer.Unknown, detail: err.Error(), err: err, kernel: k}
-			}
-		}
+	// What iptables prints as something else is not ours, whatever it looks like in the kernel. Should that be a mistake, the
+	// bound on inserts ends it.
+	for r, copies := range k.copies {
+		k.copies[r] = slices.DeleteFunc(copies, func(copy netfilter.NFTRule) bool {
+			l := chain.Lines[copy.Position]
+			return !l.Exact || l.Rule != r
+		})
 	}
 	s := seen{kernel: k, copies: chain.Copies(k.want), direct: chain.lookalikes(k.want), named: k.named()}
 	s.state, s.detail = Compare(k.want, chain)
@@ -194,6 +196,9 @@ func (t *Table) agreed(chain Chain, k kernelChain) seen {
 		}
 	}
 	t.blocked.add(k.want, chain.counters(k.want))
+	if s.state.Protects() {
+		t.harmless = k
+	}
 	if s.state == layer.Enforced && !t.distrusted {
 		t.known = make(map[Rule]netfilter.NFTRule, len(k.want))
 		for _, r := range k.want {
@@ -214,6 +219,9 @@ func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
 	// Listing a table would load it, and looking must change nothing. One that is not loaded has no rules.
 	info, loaded, err := t.forward.Summary()
 	if err == nil && !loaded {
+		if detail, yes := unsupported(t.family, nil); yes {
+			return seen{state: layer.Unsupported, detail: detail}
+		}
 		t.blocked.add(want, nil)
 		return seen{state: layer.Missing, detail: "the table is not loaded", missing: want}
 	}
@@ -305,9 +313,23 @@ func (t *Table) moveDirectly(s seen) error {
 			remove = append(remove, copy.Handle)
 		}
 	}
-	err := t.forward.Replace(top, remove)
+	err := replaceAll(t.forward.Replace, top, remove)
 	if err == nil {
 		t.blocked.restart()
 	}
 	return err
+}
+
+// replaceAll is forward.Replace for any number of deletions: what has to be at the top is there after the first transaction.
+func replaceAll(replace func([]netfilter.NFTRule, []uint64) error, top []netfilter.NFTRule, remove []uint64) error {
+	first := min(len(remove), netfilter.MaxDeleted)
+	if err := replace(top, remove[:first]); err != nil {
+		return err
+	}
+	for rest := range slices.Chunk(remove[first:], netfilter.MaxDeleted) {
+		if err := replace(nil, rest); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -301,16 +301,69 @@ func TestDistrustOfTheKernelsList(t *testing.T) {
 	}
 }
 
-// Where iptables and the kernel differ about a rule of ours, nobody knows.
+// What iptables prints as another rule is not ours, whatever the kernel's list says: one more is put in, and if iptables shows
+// none of them, no more than a few.
 func TestIptablesContradictsTheKernel(t *testing.T) {
+	other := func(line string) string { return strings.Replace(line, "-i eni+", "-i eni0", 1) }
 	k := keep(t, NFT)
 	k.repair()
 	k.lie = func(lines []string) []string {
-		return append(lines[:len(lines)-1], "-A FORWARD -d 169.254.169.254/32 -i eni0 -c 0 0 -j DROP")
+		last := len(lines) - 1
+		return append(lines[:last], other(lines[last]))
 	}
-	if f := k.must(layer.Unknown, "contradicted"); !strings.Contains(f.Detail, "iptables prints") {
-		t.Errorf("the detail is %q", f.Detail)
+	if s := k.repair(); s != layer.Missing {
+		t.Errorf("contradicted: %s", s)
 	}
+	k.must(layer.Enforced, "with one that iptables shows")
+
+	k = keep(t, NFT)
+	k.lie = func(lines []string) []string {
+		for i := range lines {
+			lines[i] = other(lines[i])
+		}
+		return lines
+	}
+	for range 100 {
+		k.repair()
+	}
+	k.must(layer.Unknown, "with none that iptables shows")
+	if len(k.chain) != maxUnrecognised {
+		t.Errorf("%d inserts", len(k.chain))
+	}
+}
+
+// However many copies there are, ours gets to the top at once, and the rest goes.
+func TestThousandsOfCopies(t *testing.T) {
+	k := keep(t, NFT)
+	k.repair()
+	ours := wanted(t, policy.Drop, "eni+")[0]
+	for range 3*netfilter.MaxDeleted + 5 {
+		k.chain = append(k.chain, k.written(ours))
+	}
+	k.above("-j ACCEPT", accept)
+	if s := k.repair(); s != Shadowed {
+		t.Errorf("thousands of copies: %s", s)
+	}
+	k.must(layer.Enforced, "after the repair")
+	k.first(oursText)
+}
+
+// A line that can't be read is somebody else's, and dangerous; the rest of the list holds. A comment may have line breaks.
+func TestUnreadableLines(t *testing.T) {
+	k := keep(t, Legacy)
+	k.below("-m comment --comment \"a\nb\" -j RETURN", accept)
+	k.below("-m what -j RETURN", accept)
+	k.lie = func(lines []string) []string {
+		text := strings.Join(lines, "\n")
+		return strings.Split(strings.ReplaceAll(text, "what -c 0 0", "what"), "\n") // as go-iptables splits it
+	}
+	k.repair()
+	k.must(layer.Enforced, "with such lines below")
+	k.above("-m what -j RETURN", accept)
+	if s := k.repair(); s != Shadowed {
+		t.Errorf("with such a line above: %s", s)
+	}
+	k.must(layer.Enforced, "after the repair")
 }
 
 // A long chain is not listed at all.

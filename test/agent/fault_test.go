@@ -456,3 +456,39 @@ func newPidsGroup(t *testing.T) (group, limit string) {
 	})
 	return group, filepath.Join(group, "pids.max")
 }
+
+// Nobody reads the agent's log, and the pipe is full: repairs go on.
+func TestLogThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	v := variants[0]
+	n := newNode(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	fd := int(w.Fd()) // which makes it block
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	for full := make([]byte, 4096); err == nil; {
+		_, err = syscall.Write(fd, full)
+	}
+	if err := syscall.SetNonblock(fd, false); err != nil {
+		t.Fatal(err)
+	}
+	cmd := n.Command(context.Background(), binary, "run", "--kubernetes", "off", "--metrics-bind-address", "127.0.0.1:9169", "--backend", "nft")
+	cmd.Stderr = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	a := &agent{node: n}
+	eventually(t, "the agent is ready", a.ready)
+	for range 5 {
+		n.sh("iptables-nft -w -F FORWARD")
+		eventually(t, "the rule is back", func() bool { return n.onTop(v) })
+	}
+	n.mustBeBlocked(v)
+}

@@ -357,3 +357,67 @@ exit 3`)
 		t.Errorf("%d log lines about nothing", now-lines)
 	}
 }
+
+// To nft, `eni+` is the name of one interface, and a rule with a comment is somebody's: neither is ours, whatever iptables
+// prints, and cleanup leaves both.
+func TestAlmostOurs(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, rule string
+		served     bool // with that rule alone
+	}{
+		{"a plus that is no wildcard", `iifname "eni+" ip daddr 169.254.169.254 counter drop`, true},
+		{"a comment", `iifname "eni*" ip daddr 169.254.169.254 counter drop comment "mine"`, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			v := variants[0]
+			n := newNode(t)
+			n.sh(`iptables-nft -A FORWARD -j ACCEPT; iptables-nft -F FORWARD; nft 'add rule ip filter FORWARD %s'`, c.rule)
+			if n.served(v) != c.served {
+				t.Fatalf("served: %t; then this test proves nothing", !c.served)
+			}
+			a := n.startReady("--backend", "nft", "--resync-period", "1s")
+			n.mustBeBlocked(v)
+			for range 3 {
+				n.sh("nft insert rule ip filter FORWARD accept")
+				eventually(t, "the ACCEPT is answered", func() bool { return oursFirst.MatchString(n.nftRules(v)) && a.ready() })
+				n.mustBeBlocked(v)
+			}
+			a.awaitLooks(v, 3)
+			if !a.ready() {
+				t.Error("not ready")
+			}
+			a.kill()
+			code, _, stderr := n.guard("cleanup")
+			if code != 0 || oursFirst.MatchString(n.nftRules(v)) || strings.Count(n.nftRules(v), "169.254.169.254") != 1 {
+				t.Errorf("cleanup: exit %d %s; the chain is\n%s", code, stderr, n.nftRules(v))
+			}
+		})
+	}
+}
+
+// The storm of duplicates that a wrong reading once caused elsewhere (cloudnativelabs/kube-router#1676): ours gets to the top
+// all the same, and cleanup takes all of it.
+func TestThousandsOfCopies(t *testing.T) {
+	t.Parallel()
+	v := variants[0]
+	n := newNode(t)
+	copies := func(top string) {
+		n.sh(`{ echo '*filter'; echo ':FORWARD ACCEPT'; %s for i in $(seq 5000); do echo '%s'; done; echo COMMIT; } | iptables-nft-restore`, top, v.ours())
+	}
+	a := n.startReady("--backend", "nft")
+	copies("echo '-A FORWARD -j ACCEPT';")
+	eventually(t, "ours is on top", func() bool {
+		return strings.Contains(n.sh("nft list chain ip filter FORWARD | sed -n 4p"), "drop") && a.ready()
+	})
+	n.mustBeBlocked(v)
+	a.kill()
+	copies("")
+	if code, stdout, stderr := n.guard("cleanup"); code != 0 || !strings.Contains(stdout, "removed 5000 rules (ipv4, iptables-nft)") {
+		t.Errorf("cleanup: exit %d: %s%s", code, stdout, stderr)
+	}
+	if list := n.forward(v); len(list) != 0 {
+		t.Errorf("%d rules are left", len(list))
+	}
+}

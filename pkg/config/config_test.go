@@ -1,0 +1,215 @@
+package config
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// load parses a command line and loads. A text that is not empty is the file's.
+func load(t *testing.T, file string, args ...string) (Config, error) {
+	t.Helper()
+	o := NewOptions()
+	flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	o.AddTo(flags)
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config", path)
+	}
+	if err := flags.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return o.Load()
+}
+
+func patterns(t *testing.T, texts ...string) (list []ifpattern.Pattern) {
+	t.Helper()
+	for _, text := range texts {
+		p, err := ifpattern.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
+// outside is the environment of a program that no kubelet has started.
+func outside(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	t.Setenv("NODE_NAME", "")
+}
+
+func defaults(t *testing.T) Config {
+	return Config{
+		Interfaces: patterns(t, "eni+"), Backend: rules.Auto, Verdict: policy.Drop, Resync: 10 * time.Second,
+		MetricsAddress: ":9169", Kubernetes: Auto, LogLevel: slog.LevelInfo, LogFormat: "text",
+	}
+}
+
+// Each setting by its flag and by the file is the same, and changes nothing else.
+func TestSettings(t *testing.T) {
+	outside(t)
+	for _, c := range []struct {
+		flag, value string
+		file        string // the value in YAML, if it is written in another way there
+		change      func(*Config)
+	}{
+		{"interface", "vlan+", "", func(c *Config) { c.Interfaces = patterns(t, "vlan+") }},
+		{"interface", "vlan+,eni+", "[vlan+, eni+]", func(c *Config) { c.Interfaces = patterns(t, "vlan+", "eni+") }},
+		{"interface", "vlan+,eni+,vlan+", "\n  - vlan+\n  - eni+\n  - vlan+", func(c *Config) { c.Interfaces = patterns(t, "vlan+", "eni+") }},
+		{"backend", "auto", "", func(*Config) {}},
+		{"backend", "nft", "", func(c *Config) { c.Backend = rules.NFT }},
+		{"backend", "legacy", `"legacy"`, func(c *Config) { c.Backend = rules.Legacy }},
+		{"verdict", "reject", "", func(c *Config) { c.Verdict = policy.Reject }},
+		{"resync-period", "100ms", "", func(c *Config) { c.Resync = 100 * time.Millisecond }},
+		{"resync-period", "1h", "", func(c *Config) { c.Resync = time.Hour }},
+		{"metrics-bind-address", "off", "", func(c *Config) { c.MetricsAddress = "" }},
+		{"metrics-bind-address", "127.0.0.1:0", "", func(c *Config) { c.MetricsAddress = "127.0.0.1:0" }},
+		{"metrics-bind-address", "[::1]:65535", `"[::1]:65535"`, func(c *Config) { c.MetricsAddress = "[::1]:65535" }},
+		{"health-bind-address", ":9168", "", func(c *Config) { c.HealthAddress = ":9168" }},
+		{"web-config-file", "/some/file", "", func(c *Config) { c.WebConfigFile = "/some/file" }},
+		{"kubernetes", "on", "", func(c *Config) { c.Kubernetes = On }},
+		{"kubernetes", "off", "", func(c *Config) { c.Kubernetes = Off }},
+		{"kubeconfig", "/some/file", "", func(c *Config) { c.Kubeconfig = "/some/file" }},
+		{"node-name", "n", "", func(c *Config) { c.NodeName = "n" }},
+		{"log-level", "debug", "", func(c *Config) { c.LogLevel = slog.LevelDebug }},
+		{"log-level", "error", "", func(c *Config) { c.LogLevel = slog.LevelError }},
+		{"log-format", "json", "", func(c *Config) { c.LogFormat = "json" }},
+		{"log-format", "text", "", func(c *Config) { c.LogFormat = "text" }},
+	} {
+		want := defaults(t)
+		c.change(&want)
+		in := c.file
+		if in == "" {
+			in = c.value
+		}
+		for how, got := range map[string]func() (Config, error){
+			"by the flag": func() (Config, error) { return load(t, "", "--"+c.flag, c.value) },
+			"by the file": func() (Config, error) { return load(t, c.flag+": "+in+"\n") },
+		} {
+			if got, err := got(); err != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("%s %s %s: %+v, %v, want %+v", c.flag, c.value, how, got, err, want)
+			}
+		}
+	}
+}
+
+// What the flags, the file and the environment give together.
+func TestLoad(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		env    string // NODE_NAME
+		host   string // KUBERNETES_SERVICE_HOST
+		file   string
+		args   []string
+		change func(*Config)
+	}{
+		{name: "nothing is given", change: func(*Config) {}},
+		{name: "an empty file", file: " \n", change: func(*Config) {}},
+		{name: "in a pod", env: "ip-10-0-0-1", host: "10.100.0.1", change: func(c *Config) { c.NodeName, c.LogFormat = "ip-10-0-0-1", "json" }},
+		{name: "a flag against the environment", env: "ip-10-0-0-1", host: "10.100.0.1", args: []string{"--node-name", "n", "--log-format", "text"},
+			change: func(c *Config) { c.NodeName = "n" }},
+		{name: "a flag against the file", file: "verdict: reject\ninterface: [a, b]\nresync-period: 5s\n",
+			args:   []string{"--verdict", "drop", "--interface", "c"},
+			change: func(c *Config) { c.Interfaces, c.Resync = patterns(t, "c"), 5*time.Second }},
+		{name: "a flag that repeats the default, against the file", file: "backend: nft\n", args: []string{"--backend", "auto"}, change: func(*Config) {}},
+		{name: "one flag twice", args: []string{"--interface", "a", "--interface", "b,c"}, change: func(c *Config) { c.Interfaces = patterns(t, "a", "b", "c") }},
+		{name: "both have any free port", args: []string{"--metrics-bind-address", ":0", "--health-bind-address", ":0"},
+			change: func(c *Config) { c.MetricsAddress, c.HealthAddress = ":0", ":0" }},
+		{name: "health without metrics", args: []string{"--metrics-bind-address", "off", "--health-bind-address", ":9169"},
+			change: func(c *Config) { c.MetricsAddress, c.HealthAddress = "", ":9169" }},
+	} {
+		outside(t)
+		t.Setenv("NODE_NAME", c.env)
+		t.Setenv("KUBERNETES_SERVICE_HOST", c.host)
+		want := defaults(t)
+		c.change(&want)
+		if got, err := load(t, c.file, c.args...); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v, want %+v", c.name, got, err, want)
+		}
+	}
+}
+
+// What is wrong is said in a line each, which names the setting and what to write instead.
+func TestWrongSettings(t *testing.T) {
+	outside(t)
+	for _, c := range []struct {
+		args, file string
+		want       []string // a part of each line
+	}{
+		{"--interface=", "", []string{"--interface: no pattern is given; write at least one"}},
+		{"--interface=a,+,b/,c", "", []string{"--interface: + alone", `--interface: "b/"`}},
+		{"--backend=ebpf", "", []string{`--backend: "ebpf" is none; use auto, nft or legacy`}},
+		{"--verdict=accept", "", []string{`--verdict: "accept" is none; use drop or reject`}},
+		{"--resync-period=99ms", "", []string{"--resync-period: 99ms is out of range; use 100ms to 1h0m0s"}},
+		{"--resync-period=1h1ms", "", []string{"--resync-period: 1h0m0.001s is out of range"}},
+		{"--kubernetes=yes", "", []string{`--kubernetes: "yes" is none; use auto, on or off`}},
+		{"--metrics-bind-address=9169", "", []string{"--metrics-bind-address: address 9169: missing port in address; use host:port, :port or off"}},
+		{"--metrics-bind-address=", "", []string{"--metrics-bind-address: missing port in address"}},
+		{"--metrics-bind-address=:http", "", []string{`--metrics-bind-address: "http" is no port number`}},
+		{"--metrics-bind-address=:65536", "", []string{`--metrics-bind-address: "65536" is no port number`}},
+		{"--metrics-bind-address=:-1", "", []string{`--metrics-bind-address: "-1" is no port number`}},
+		{"--health-bind-address=9168", "", []string{"--health-bind-address: address 9168: missing port in address; use host:port or :port"}},
+		{"--health-bind-address=off", "", []string{"--health-bind-address: address off: missing port"}},
+		{"--health-bind-address=127.0.0.1:9169", "", []string{"--health-bind-address: 127.0.0.1:9169 has the port of the metrics"}},
+		{"--metrics-bind-address=off --web-config-file=/x", "", []string{"--web-config-file: there are no metrics to protect"}},
+		{"--log-level=loud", "", []string{`--log-level: "loud" is none; use debug, info, warn or error`}},
+		{"--log-format=xml", "", []string{`--log-format: "xml" is none; use text or json`}},
+		{"--backend=x --verdict=y --log-format=z", "", []string{"--backend", "--verdict", "--log-format"}},
+
+		{"--config=/does/not/exist", "", []string{"--config: reading the file: open /does/not/exist: no such file"}},
+		{"", "verdict: [drop\n", []string{"config.yaml: yaml: line "}},
+		{"", "verdict: drop\n---\nverdict: reject\n", []string{"there is something behind the first document; keep one"}},
+		{"", "verdict: drop\n---\n[broken\n", []string{"there is something behind the first document; keep one"}},
+		{"", "- verdict\n", []string{"config.yaml:1: write settings as `name: value`"}},
+		{"", "drop\n", []string{"config.yaml:1: write settings as `name: value`"}},
+		{"", "verdict: drop\ninterfaces: [a]\n", []string{`config.yaml:2: "interfaces" is no setting; use backend, health-bind-address, interface, `}},
+		{"", "config: other.yaml\n", []string{`config.yaml:1: "config" is no setting`}},
+		{"", "resync-period: 5s\n\nresync-period: 6s\n", []string{"config.yaml:3: resync-period is set twice; keep one"}},
+		{"", "interface: {a: 1}\n", []string{"config.yaml:1: interface: write a value, or a list of values"}},
+		{"", "interface: [[a]]\n", []string{"config.yaml:1: interface: write a value, or a list of values"}},
+		{"", "resync-period: 5\n", []string{"config.yaml:1: resync-period: "}},
+		{"", "verdict: accept\n", []string{`--verdict: "accept" is none`}},
+		{"", "interface:\n", []string{"--interface: no pattern is given"}},
+		// A flag wins, but what is written beside it has to be right all the same.
+		{"--resync-period=5s", "interface: {a: 1}\nresync-period: [[]]\nx: 1\n",
+			[]string{"config.yaml:1: interface: ", "config.yaml:2: resync-period: ", `config.yaml:3: "x" is no setting`}},
+	} {
+		_, err := load(t, c.file, strings.Fields(c.args)...)
+		if err == nil {
+			t.Errorf("%s %q: no error", c.args, c.file)
+			continue
+		}
+		lines := strings.Split(err.Error(), "\n")
+		if len(lines) != len(c.want) {
+			t.Errorf("%s %q: %d lines, want %d:\n%v", c.args, c.file, len(lines), len(c.want), err)
+			continue
+		}
+		for i, want := range c.want {
+			if !strings.Contains(lines[i], want) {
+				t.Errorf("%s %q: %q, want %q", c.args, c.file, lines[i], want)
+			}
+		}
+	}
+}
+
+func TestPolicyOfConfig(t *testing.T) {
+	c := Config{Interfaces: patterns(t, "eni+", "vlan+"), Verdict: policy.Reject}
+	if got := c.Policy().String(); got != "eni+,vlan+ reject" {
+		t.Errorf("%q", got)
+	}
+}
