@@ -107,10 +107,10 @@ func (k kernelChain) ours(rule netfilter.NFTRule) bool {
 	return false
 }
 
-// sameAs reports whether two readings found the same rules in the same places, by their handles.
+// sameAs reports whether two readings for the same wanted rules found the same rules in the same places, by their handles.
 func (k kernelChain) sameAs(other kernelChain) bool {
 	same := func(a, b netfilter.NFTRule) bool { return a.Handle == b.Handle && a.Position == b.Position }
-	return k.Length == other.Length && slices.EqualFunc(k.Rules(), other.Rules(), same)
+	return slices.Equal(k.want, other.want) && k.Length == other.Length && slices.EqualFunc(k.Rules(), other.Rules(), same)
 }
 
 // useless says in words why the rules of the chain do nothing, wherever they stand in it; empty if they do something.
