@@ -98,6 +98,12 @@ func (l *fakeLayer) repaired() int {
 	return l.repairs
 }
 
+func (l *fakeLayer) looked() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.looks
+}
+
 // counts is a Recorder.
 type counts struct {
 	mu              sync.Mutex
@@ -238,11 +244,11 @@ func TestAgain(t *testing.T) {
 		g.l.set(func() { g.l.again = time.Second; g.l.state = layer.Unknown })
 		g.Wake()
 		synctest.Wait()
-		before := g.l.looks
+		before := g.l.looked()
 		time.Sleep(time.Second + time.Millisecond)
 		synctest.Wait()
-		if g.l.looks != before+1 {
-			t.Errorf("%d looks in the second after which one was asked for", g.l.looks-before)
+		if after := g.l.looked(); after != before+1 {
+			t.Errorf("%d looks in the second after which one was asked for", after-before)
 		}
 	}, layer.Enforced)
 }
