@@ -110,12 +110,34 @@ func TestOutsideNode(t *testing.T) {
 		{"10.0.0.2", "fd00::1", "10.0.0.2", true},
 		{"rubbish", "10.0.0.1", "10.0.0.2", true},
 		{"10.0.0.2", "rubbish", "10.0.0.2", true},
+		{"rubbish", "trash", "10.0.0.2", true},
+		{"rubbish", "rubbish", "10.0.0.2", false},   // one address, whatever it is
 		{"10.0.0.2", "fd00::1", "fd00::1", false},   // dual-stack
 		{"10.0.0.2", "10.0.0.1", "10.0.0.1", false}, // the address has changed
 	} {
-		words := outside(c.pod, c.host, func() []net.Addr { return []net.Addr{&net.IPNet{IP: net.ParseIP(c.local)}} })
+		words := outside(c.pod, c.host, func() []net.Addr {
+			return []net.Addr{&net.UnixAddr{}, &net.IPNet{IP: net.ParseIP(c.local)}}
+		})
 		if (words != "") != c.outside {
 			t.Errorf("pod %q, host %q, here %q: %q", c.pod, c.host, c.local, words)
+		}
+	}
+}
+
+// The addresses come from the environment, and from the interfaces of this namespace.
+func TestOutsideNodeByTheEnvironment(t *testing.T) {
+	for _, c := range []struct {
+		pod, host string
+		outside   bool
+	}{{"", "", false}, {"203.0.113.253", "203.0.113.253", false}, {"203.0.113.253", "203.0.113.254", true}, {"203.0.113.253", "127.0.0.1", false}} {
+		t.Setenv("POD_IP", c.pod)
+		t.Setenv("HOST_IP", c.host)
+		words := OutsideNode()
+		if (words != "") != c.outside {
+			t.Errorf("pod %q, host %q: %q", c.pod, c.host, words)
+		}
+		if c.outside && !strings.Contains(words, "the pod's address 203.0.113.253 is not the node's, 203.0.113.254") {
+			t.Errorf("it says %q", words)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-// What the cluster is told. Nothing here runs before the rules are in.
+// What the cluster is told. Nothing here runs before the rules are in, or a layer hangs.
 
 package agent
 

@@ -12,7 +12,7 @@ import (
 const backlog = 1024
 
 // Writer hands lines on to another writer, in their order, from a goroutine of its own. Write never blocks: what finds the
-// backlog full is dropped, and how much was is said as soon as there is room.
+// backlog full is dropped, and how much that was is said as soon as there is room.
 type Writer struct {
 	lines   chan []byte
 	dropped atomic.Int64

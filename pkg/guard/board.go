@@ -152,10 +152,10 @@ func (p *place) status(now time.Time, fresh time.Duration) LayerStatus {
 	case l.At.IsZero():
 		l.State, l.Detail = layer.Unknown, "nobody has looked yet"
 	case l.State.Protects() && waited > wakeServed:
-		l.State, l.Rules = layer.Unknown, nil
+		l.State, l.Rules, l.Err = layer.Unknown, nil, nil
 		l.Detail = fmt.Sprintf("something may have changed %s ago, and a look at it has not ended yet", waited.Round(time.Second))
 	case age > fresh:
-		l.State, l.Rules = layer.Unknown, nil
+		l.State, l.Rules, l.Err = layer.Unknown, nil, nil
 		l.Detail = fmt.Sprintf("the last look was %s ago, and what it found is out of date", age.Round(time.Second))
 	}
 	return l

@@ -36,7 +36,8 @@ type keeper struct {
 	place  *place
 	wake   chan struct{}
 	looks  *rate.Limiter
-	lines  *rate.Limiter
+	lines  *rate.Limiter // about drifts
+	notes  *rate.Limiter // about details of a state that is none
 
 	last  layer.State // as the last look, with its repair, left it; zero before the first, and in a new place
 	where string      // the Place of the last reading
@@ -54,6 +55,7 @@ func newKeeper(l Layer, c *Config, p func() *policy.Policy, at *place) *keeper {
 		wake:  make(chan struct{}, 1),
 		looks: rate.NewLimiter(looksPerSecond, looksBurst),
 		lines: rate.NewLimiter(rate.Every(linesEvery), linesBurst),
+		notes: rate.NewLimiter(rate.Every(linesEvery), linesBurst),
 		pacer: newPacer(),
 	}
 }
@@ -141,7 +143,7 @@ func (k *keeper) drifted(r layer.Reading, suspect string) {
 		return
 	}
 	k.Recorder.Drift(k.layer.ID(), r.State)
-	if k.fight.drifted(time.Now()) {
+	if r.State != layer.Unknown && k.fight.drifted(time.Now()) {
 		k.log.Warn("somebody keeps undoing the repairs; they go on, at a bounded rate, and are not logged one by one",
 			"reason", r.State, "detail", r.Detail, "suspect", suspect)
 	}
@@ -203,9 +205,13 @@ func (k *keeper) settled(r layer.Reading) {
 	if k.last == layer.Unknown && !drifted {
 		k.log.Info("rules can be read again", "state", r.State)
 	}
-	if !drifted && r.Detail != k.note {
+	if !drifted && r.Detail != k.note && k.notes.Allow() {
 		k.note = r.Detail
-		k.log.Info("rules are in force", "state", r.State, "detail", r.Detail)
+		what := "rules are in force"
+		if r.State == layer.Unsupported {
+			what = "there is nothing to enforce"
+		}
+		k.log.Info(what, "state", r.State, "detail", r.Detail)
 	}
 	k.last = r.State
 }

@@ -211,7 +211,7 @@ func TestNotesAndReadingAgain(t *testing.T) {
 		{layer.Enforced, "", ""},
 		{layer.Enforced, "by one witness", "INFO rules are in force"},
 		{layer.Enforced, "by one witness", ""},
-		{layer.Unsupported, "another", "INFO rules are in force"},
+		{layer.Unsupported, "another", "INFO there is nothing to enforce"},
 		{layer.Unknown, "unreadable", "WARN rules drifted"},
 		{layer.Unknown, "still unreadable", ""},
 		{layer.Enforced, "another", "INFO rules can be read again"},

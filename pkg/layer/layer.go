@@ -62,7 +62,8 @@ func (s State) Drifted() bool { return s != Enforced && s != Unsupported }
 // Reading is what one look at one layer found, for everybody. It is a value: nothing in it changes after the look.
 type Reading struct {
 	State State
-	// Detail says in words why the state is not Enforced: the rule above ours, or what could not be read.
+	// Detail says in words why the state is not Enforced: the rule above ours, or what could not be read. With Enforced it
+	// says what is unusual about it.
 	Detail string
 	// Rules are the rules of ours that were read back, each once, in iptables-save form.
 	Rules []string

@@ -104,16 +104,15 @@ func (s *LegacySocket) Info(table string) (LegacyInfo, error) {
 // xt_error_target of linux/netfilter/x_tables.h).
 func (s *LegacySocket) HasChain(table, chain string) (bool, error) {
 	var entries []byte
-	for range 3 { // the size may change between the two questions
-		info, err := s.Info(table)
-		if err != nil {
-			return false, err
+	err := error(unix.EAGAIN)
+	for tries := 0; tries < 3 && errors.Is(err, unix.EAGAIN); tries++ { // the size may change between the two questions
+		var info LegacyInfo
+		if info, err = s.Info(table); err == nil {
+			entries, err = s.entries(table, info.Size)
 		}
-		if entries, err = s.entries(table, info.Size); err == nil {
-			break
-		} else if !errors.Is(err, unix.EAGAIN) {
-			return false, err
-		}
+	}
+	if err != nil {
+		return false, err
 	}
 	mark := make([]byte, xtTargetName+1) // the name of the target, and its revision
 	copy(mark, "ERROR")

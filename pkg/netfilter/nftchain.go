@@ -125,7 +125,7 @@ func (n *NFT) readRules(f imds.Family, table, chain string, s Scope) (c NFTChain
 		}
 		rule := parseNFTRule(f, attrs[unix.NFTA_RULE_EXPRESSIONS].Value)
 		rule.Handle, rule.Position = be64(attrs[unix.NFTA_RULE_HANDLE]), position
-		// A comment: iptables-nft writes none there. It is somebody else's rule then, though it may do the same.
+		// A comment of nft's: ours has none. It is somebody else's rule then, though it may do the same.
 		rule.Plain = rule.Plain && len(attrs[unix.NFTA_RULE_USERDATA].Value) == 0
 		rule.Names = bytes.Contains(rule.Expressions, address)
 		switch {

@@ -16,7 +16,7 @@ import (
 
 // NFTRule is one rule of an NFTChain.
 type NFTRule struct {
-	// Handle is the kernel's number of the rule. No other rule of the table ever gets the same.
+	// Handle is the kernel's number of the rule. No other rule gets the same while the table is there.
 	Handle uint64
 	// Position is how many rules stand above.
 	Position int
@@ -129,7 +129,7 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 			r.Stops = r.Target == "REJECT"
 			r.RejectWith = rejectWith(f, data[unix.NFTA_TARGET_INFO].Value)
 		case "bitwise":
-			if !isMask(data) {
+			if !isMask(data) || last.what == loadIn || last.what == loadInIndex { // an interface is never masked
 				return odd
 			}
 			last.register = be32(data[unix.NFTA_BITWISE_DREG])

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -191,6 +193,17 @@ func TestForgedRules(t *testing.T) {
 		forge("the source address", func(b []byte) []byte { b[at("payload", 0)+35] -= 4; return b })
 		forge("a plus in the name, which is no wildcard to nft", func(b []byte) []byte { b[bytes.Index(b, []byte("eni"))+2] = '+'; return b })
 		forge("a comparison with less than was loaded", func(b []byte) []byte { b[at("payload", 0)+43] -= 2; return b })
+		forge("a masked interface", func(b []byte) []byte {
+			data := func(kind int, value byte) *nl.RtAttr {
+				d := nl.NewRtAttr(kind, nil)
+				d.AddRtAttr(unix.NFTA_DATA_VALUE, bytes.Repeat([]byte{value}, 16))
+				return d
+			}
+			mask := expression("bitwise", number(unix.NFTA_BITWISE_SREG, register), number(unix.NFTA_BITWISE_DREG, register),
+				number(unix.NFTA_BITWISE_LEN, 16), data(unix.NFTA_BITWISE_MASK, 1), data(unix.NFTA_BITWISE_XOR, 0))
+			first := 4 + len(list[0].Value)
+			return slices.Concat(b[:first], mask, b[first:])
+		})
 		forge("the verdict first", func(b []byte) []byte {
 			last := len(b) - (4 + len(list[len(list)-1].Value))
 			return append(bytes.Clone(b[last:]), b[:last]...)

@@ -28,9 +28,16 @@ type Policy struct {
 	verdict    Verdict
 }
 
-// New makes a policy: pods behind interfaces that one of the patterns matches get the verdict.
+// New makes a policy: pods behind interfaces that one of the patterns matches get the verdict. A pattern given twice counts
+// once.
 func New(interfaces []ifpattern.Pattern, v Verdict) Policy {
-	return Policy{slices.Clone(interfaces), v}
+	p := Policy{verdict: v}
+	for _, pattern := range interfaces {
+		if !slices.Contains(p.interfaces, pattern) {
+			p.interfaces = append(p.interfaces, pattern)
+		}
+	}
+	return p
 }
 
 // Interfaces are the pod-side interface patterns, in the order in which they were given.

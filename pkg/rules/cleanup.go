@@ -5,7 +5,6 @@ package rules
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -24,16 +23,10 @@ type Removed struct {
 // backends, and reads back that none is left. It loads no legacy table, and goes on with the rest after an error.
 func Cleanup(families []imds.Family, patterns []ifpattern.Pattern) (removed []Removed, err error) {
 	var errs []error
-	var once []ifpattern.Pattern
-	for _, p := range patterns {
-		if !slices.Contains(once, p) {
-			once = append(once, p)
-		}
-	}
 	for _, f := range families {
 		var ours []Rule
 		for _, v := range policy.Verdicts {
-			ours = append(ours, Desired(f, policy.New(once, v))...)
+			ours = append(ours, Desired(f, policy.New(patterns, v))...)
 		}
 		node := newForward(f, nil)
 		for _, b := range []Backend{NFT, Legacy} {

@@ -152,3 +152,51 @@ func TestBlockedNeverGoesBack(t *testing.T) {
 	b.restart() // our own transaction
 	look(24, 2)
 }
+
+// What is still open decides who is asked first: a rule of ours may be in the chain without being recognised.
+func TestOpenInserts(t *testing.T) {
+	now := time.Now()
+	var i inserts
+	if i.open() {
+		t.Error("open at first")
+	}
+	for _, step := range []struct {
+		name       string
+		made       int
+		recognised bool
+		named      int
+		open       bool
+	}{
+		{"somebody's rules are there", 0, false, 2, false},
+		{"one more of his", 0, false, 3, false},
+		{"ours came", 1, false, 4, true},
+		{"it is still there", 0, false, 4, true},
+		{"it went again", 0, false, 3, false},
+		{"an insert of which nothing came", 1, false, 3, false},
+		{"ours came again", 2, false, 4, true},
+		{"and was recognised", 0, true, 4, false},
+		{"what was there then has not come with an insert", 1, false, 4, false},
+	} {
+		if step.made > 0 {
+			if i.made(step.made); !i.open() {
+				t.Errorf("%s: an insert just made is not open", step.name)
+			}
+		}
+		_, _ = i.read(step.recognised, numbered(step.named), now)
+		if i.open() != step.open {
+			t.Errorf("%s: open %t", step.name, i.open())
+		}
+	}
+}
+
+// Of an insert of several rules no more count than came with it.
+func TestInsertOfWhichLessCame(t *testing.T) {
+	var i inserts
+	now := time.Now()
+	for n := 1; n <= maxUnrecognised; n++ {
+		i.made(2)
+		if _, err := i.read(false, numbered(n), now); (err != nil) != (n == maxUnrecognised) {
+			t.Errorf("after %d inserts of two rules, of each of which one came: %v", n, err)
+		}
+	}
+}

@@ -3,6 +3,8 @@
 package rules
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +16,8 @@ import (
 // hasIPv6 reports whether the kernel runs IPv6 at all; ipv6.disable=1 and a kernel without it both leave this out.
 func hasIPv6() bool {
 	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
+	_, hidden := os.Stat("/proc/sys/net")
+	return hidden != nil || !errors.Is(err, fs.ErrNotExist) // what can't be seen counts as yes
 }
 
 // forwardsIPv6 reports whether packets of pods can cross the node by IPv6, which is decided for each interface that they

@@ -88,34 +88,35 @@ func (k kernelChain) inPlace() bool {
 // named are the rules that name the endpoint and are none of the wanted ones, by handle. What is understood as a rule that
 // stops nothing is not one of ours in disguise.
 func (k kernelChain) named() map[string]bool {
-	named := map[string]bool{}
+	named, ours := map[string]bool{}, k.handles()
 	for _, rule := range k.Rules() {
-		if rule.Names && (rule.Odd || rule.Stops) && !k.ours(rule) {
+		if rule.Names && (rule.Odd || rule.Stops) && !ours[rule.Handle] {
 			named[strconv.FormatUint(rule.Handle, 10)] = true
 		}
 	}
 	return named
 }
 
-// ours reports whether a rule is a copy of a wanted one.
-func (k kernelChain) ours(rule netfilter.NFTRule) bool {
+// handles are those of the copies of the wanted rules.
+func (k kernelChain) handles() map[uint64]bool {
+	handles := map[uint64]bool{}
 	for _, copies := range k.copies {
-		if slices.ContainsFunc(copies, func(c netfilter.NFTRule) bool { return c.Handle == rule.Handle }) {
-			return true
+		for _, c := range copies {
+			handles[c.Handle] = true
 		}
 	}
-	return false
+	return handles
 }
 
 // sameAs reports whether two readings for the same wanted rules found the same rules in the same places, by their handles.
 func (k kernelChain) sameAs(other kernelChain) bool {
 	same := func(a, b netfilter.NFTRule) bool { return a.Handle == b.Handle && a.Position == b.Position }
-	return slices.Equal(k.want, other.want) && k.Length == other.Length && slices.EqualFunc(k.Rules(), other.Rules(), same)
+	return slices.Equal(k.want, other.want) && k.Length == other.Length && k.useless() == other.useless() && slices.EqualFunc(k.Rules(), other.Rules(), same)
 }
 
 // useless says in words why the rules of the chain do nothing, wherever they stand in it; empty if they do something.
 func (k kernelChain) useless() string {
-	delete := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard makes it anew", nftFamily(k.want), tableName, chainName)
+	remedy := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard makes it anew", nftFamily(k.want), tableName, chainName)
 	switch {
 	case !k.Exists:
 		return ""
@@ -123,10 +124,10 @@ func (k kernelChain) useless() string {
 		return fmt.Sprintf("nftables table %s is dormant: its rules are there and are not evaluated; "+
 			"`nft add table %s %s` wakes it", tableName, nftFamily(k.want), tableName)
 	case k.Type == "":
-		return fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName) + delete
+		return fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName) + remedy
 	case k.Type != "filter" || k.Hook != unix.NF_INET_FORWARD:
 		return fmt.Sprintf("nftables chain %s is of type %s at hook %s: no forwarded packet enters it as filter/forward does",
-			chainName, k.Type, hookName(k.Hook)) + delete
+			chainName, k.Type, hookName(k.Hook)) + remedy
 	}
 	return ""
 }
@@ -153,13 +154,14 @@ func (k kernelChain) state(why error) (state layer.State, detail string) {
 	if missing := k.missing(); len(missing) > 0 {
 		return layer.Missing, fmt.Sprintf("%q is not in the chain", missing[0])
 	}
+	ours := k.handles()
 	for _, r := range k.want {
 		first := k.copies[r][0].Position
 		if first > len(k.Top) {
 			return Shadowed, fmt.Sprintf("more than %d rules stand above %q", len(k.Top), r)
 		}
 		for _, above := range k.Top[:min(first, len(k.Top))] {
-			if !above.Stops && !k.ours(above) {
+			if !above.Stops && !ours[above.Handle] {
 				return Shadowed, fmt.Sprintf("rule %d, handle %d, stands above %q, and what it does was not listed: %v",
 					above.Position+1, above.Handle, r, why)
 			}

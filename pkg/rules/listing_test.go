@@ -147,3 +147,64 @@ func TestShows(t *testing.T) {
 		}
 	}
 }
+
+// A comment may have line breaks in it, which the command's output does not quote.
+func TestListJoinsLines(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		lines []string
+		texts []string
+		odd   []bool
+	}{
+		{"a comment of three lines", []string{
+			`-A FORWARD -m comment --comment "a`, `-A FORWARD -c 1 2 -j DROP`, `b" -c 1 2 -j RETURN`, `-A FORWARD -c 3 4 -j DROP`,
+		}, []string{`-A FORWARD -m comment --comment "a -A FORWARD -c 1 2 -j DROP b" -j RETURN`, "-A FORWARD -j DROP"}, []bool{false, false}},
+		{"the last comment is never closed", []string{`-A FORWARD -c 3 4 -j DROP`, `-A FORWARD -m comment --comment "a`, `b -c 1 2 -j RETURN`},
+			[]string{"-A FORWARD -j DROP", "-A FORWARD -m comment --comment \"a\nb -c 1 2 -j RETURN"}, []bool{false, true}},
+		{"no counters", []string{`-A FORWARD -j DROP`, `-A FORWARD -c 3 4 -j DROP`}, []string{"-A FORWARD -j DROP", "-A FORWARD -j DROP"}, []bool{true, false}},
+	} {
+		chain, err := list(imds.IPv4, func() ([]string, error) { return append([]string{"-P FORWARD ACCEPT -c 0 0"}, c.lines...), nil })
+		if err != nil || len(chain.Lines) != len(c.texts) {
+			t.Errorf("%s: %+v, %v", c.name, chain, err)
+			continue
+		}
+		for i, l := range chain.Lines {
+			if l.Text != c.texts[i] || l.Odd != c.odd[i] || l.Odd && l.Exact {
+				t.Errorf("%s: rule %d is %+v, want %q", c.name, i+1, l, c.texts[i])
+			}
+		}
+	}
+}
+
+// Without a measure before or after, nothing can be said of the size; an insert that is not printed counts.
+func TestListingWithoutAMeasure(t *testing.T) {
+	same := Chain{Lines: []Line{{Text: "a"}}}
+	for _, c := range []struct {
+		before, after int
+		inserted      bool
+		hidden        int
+	}{
+		{unmeasured, 500, false, 2}, {unmeasured, 500, true, 3}, {unmeasured, 0, true, 3}, {0, unmeasured, true, 3},
+		{500, unmeasured, false, 2}, {500, unmeasured, true, 3}, {unmeasured, unmeasured, false, 2}, {unmeasured, unmeasured, true, 3},
+		{0, 1, false, 3}, {1, 0, true, 0}, {0, 0, true, 2}, {1, 1, true, 2},
+	} {
+		l := legacyListing{text: "a\n", extent: c.before, hidden: 2}
+		if next := l.next(same, c.after, c.inserted); next.hidden != c.hidden || next.extent != c.after || next.text != "a\n" {
+			t.Errorf("%d to %d, inserted %t: %+v, want %d hidden", c.before, c.after, c.inserted, next, c.hidden)
+		}
+	}
+}
+
+// Only the exact lines of wanted rules are counted, each with its copies.
+func TestCountersInTheListing(t *testing.T) {
+	want := wanted(t, policy.Drop, "eni+", "vlan+", "cali+")
+	const vlan = "-d 169.254.169.254/32 -i vlan+ -j DROP"
+	chain := chainOf(t, false, ours, "-i eni+ -j DROP", ours+" --more", vlan, "-j ACCEPT", ours)
+	for i := range chain.Lines {
+		chain.Lines[i].Packets = 1 << i
+	}
+	chain.Lines[2].Rule = want[0]
+	if got, want := chain.counters(want), (map[Rule]counted{want[0]: {1 + 32, 2}, want[1]: {8, 1}}); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

@@ -39,7 +39,7 @@ func (t *Table) repairOwn(s seen) error {
 			remove = append(remove, copy.Handle)
 		}
 	}
-	err := t.forward.ReplaceOwn(top, remove)
+	err := replaceAll(t.forward.ReplaceOwn, top, remove)
 	if err == nil {
 		t.blocked.restart()
 	}
@@ -51,7 +51,7 @@ func (r *Removed) cleanOwn(nft *netfilter.NFT, want []Rule) error {
 	k, err := readKernel(func(s netfilter.Scope) (netfilter.NFTChain, error) {
 		return nft.ReadChain(r.Family, ownTable, chainName, s)
 	}, r.Family.Endpoint().Addr(), want)
-	if err != nil || !k.Exists {
+	if err != nil {
 		return err
 	}
 	r.Copies += k.Length

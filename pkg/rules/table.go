@@ -74,7 +74,9 @@ func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 	}
 	want := Desired(t.family, p)
 	var s seen
-	if backend == NFT {
+	if len(want) == 0 {
+		s = t.unreadable(errors.New("the policy names no interface"))
+	} else if backend == NFT {
 		s = t.lookNFT(want, doubt)
 	} else {
 		s = t.lookLegacy(want, doubt)
@@ -156,6 +158,9 @@ func (t *Table) lookNFT(want []Rule, doubt func(string)) seen {
 		if kernel, err = readKernel(t.forward.Kernel, endpoint, want); err != nil {
 			return t.unreadable(err)
 		}
+		if words := kernel.useless(); words != "" {
+			return t.lookOwn(want, words)
+		}
 		break
 	}
 	s := t.byKernel(kernel, why)
@@ -180,10 +185,14 @@ func (t *Table) agreed(chain Chain, k kernelChain) seen {
 	// What iptables prints as something else is not ours, whatever it looks like in the kernel. Should that be a mistake, the
 	// bound on inserts ends it.
 	for r, copies := range k.copies {
-		k.copies[r] = slices.DeleteFunc(copies, func(copy netfilter.NFTRule) bool {
-			l := chain.Lines[copy.Position]
+		shown := slices.DeleteFunc(copies, func(c netfilter.NFTRule) bool {
+			l := chain.Lines[c.Position]
 			return !l.Exact || l.Rule != r
 		})
+		if len(shown) == 0 {
+			delete(t.known, r) // or it would be put back without a command, and without bound
+		}
+		k.copies[r] = shown
 	}
 	s := seen{kernel: k, copies: chain.Copies(k.want), direct: chain.lookalikes(k.want), named: k.named()}
 	s.state, s.detail = Compare(k.want, chain)
@@ -245,9 +254,9 @@ func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
 	return s
 }
 
-// Repair implements guard.Layer. It puts the wanted rules at the top, once each: what is missing by an insert, all else by
-// one transaction that never leaves a moment without a rule that is there. If the chain has changed since the look, the
-// transaction does nothing and fails; the next look will tell.
+// Repair implements guard.Layer. It puts the wanted rules at the top, once each: what is missing as the kernel had it or else
+// by an insert, all else by one transaction that never leaves a moment without a rule that is there. If a rule that it
+// deletes is gone by then, the transaction does nothing and fails; the next look will tell.
 func (t *Table) Repair(_ policy.Policy, f layer.Finding) error {
 	s, ok := f.Plan.(seen)
 	switch {

@@ -316,19 +316,34 @@ func TestIptablesContradictsTheKernel(t *testing.T) {
 	}
 	k.must(layer.Enforced, "with one that iptables shows")
 
-	k = keep(t, NFT)
-	k.lie = func(lines []string) []string {
-		for i := range lines {
-			lines[i] = other(lines[i])
+	for _, known := range []bool{false, true} {
+		k = keep(t, NFT)
+		before := 0
+		if known { // as after an upgrade of iptables: what could be put back without a command must not be, for ever
+			k.repair()
+			k.must(layer.Enforced, "before iptables prints it as another")
+			before = 1
 		}
-		return lines
+		k.lie = func(lines []string) []string {
+			for i := range lines {
+				lines[i] = other(lines[i])
+			}
+			return lines
+		}
+		for range 100 {
+			k.repair()
+		}
+		k.must(layer.Unknown, "with none that iptables shows")
+		if n := len(k.chain) - before; n != maxUnrecognised {
+			t.Errorf("known %t: %d inserts", known, n)
+		}
 	}
-	for range 100 {
-		k.repair()
-	}
-	k.must(layer.Unknown, "with none that iptables shows")
-	if len(k.chain) != maxUnrecognised {
-		t.Errorf("%d inserts", len(k.chain))
+}
+
+// A policy without interfaces protects nobody.
+func TestEmptyPolicy(t *testing.T) {
+	for _, b := range backends {
+		keepPolicy(t, b, policy.New(nil, policy.Drop)).must(layer.Unknown, string(b))
 	}
 }
 

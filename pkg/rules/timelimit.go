@@ -29,9 +29,10 @@ func limited(d time.Duration, f func() error) error {
 	thread := filepath.Join("/proc/self/task", strconv.Itoa(unix.Gettid()))
 	others := childrenOf(thread)
 
-	done := make(chan struct{})
+	done, ended := make(chan struct{}), make(chan struct{})
 	var hung atomic.Bool
 	timer := time.AfterFunc(d, func() {
+		defer close(ended)
 		hung.Store(true)
 		for {
 			for _, pid := range childrenOf(thread) {
@@ -47,8 +48,10 @@ func limited(d time.Duration, f func() error) error {
 		}
 	})
 	err := f()
-	timer.Stop()
 	close(done)
+	if !timer.Stop() {
+		<-ended // the thread is somebody else's from now on
+	}
 	if err != nil && hung.Load() {
 		return fmt.Errorf("%w after %s: %w", errHung, d, err)
 	}

@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/imds-guard/imds-guard/pkg/ifwatch"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// What a person reads, line by line.
+func TestCheckForAPerson(t *testing.T) {
+	for _, c := range []struct {
+		check Check
+		want  string
+	}{
+		{Check{Protected: true, Backend: rules.NFT, Interfaces: CheckLinks{PodSide: 2}, Families: []CheckFamily{
+			{Family: imds.IPv4, State: layer.Enforced, Rules: []string{"a rule", "another"}},
+			{Family: imds.IPv6, State: layer.Unsupported, Detail: "no IPv6 here"},
+		}}, `protected   true
+backend     nft
+ipv4        enforced
+            a rule
+            another
+ipv6        unsupported: no IPv6 here
+interfaces  2 pod-side, 0 covered by no rule
+`},
+		{Check{Backend: rules.Legacy, Interfaces: CheckLinks{PodSide: 3, Uncovered: []string{"cali1", "a,b"}, Tunnels: []string{"flannel.1"}}},
+			`protected   false
+backend     legacy
+interfaces  3 pod-side, 2 covered by no rule
+            cali1: ` + ifwatch.Fix("cali1") + `
+            a,b: ` + ifwatch.Fix("a,b") + `
+            flannel.1: a tunnel is a way in: what a pod sends to the node in it is forwarded; ` + ifwatch.Fix("flannel.1") + `
+`},
+		{Check{Interfaces: CheckLinks{Error: "no list"}}, `protected   false
+backend     
+interfaces  0 pod-side, 0 covered by no rule
+            no list
+`},
+		{Check{}, `protected   false
+backend     
+interfaces  0 pod-side, 0 covered by no rule
+            no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one
+`},
+	} {
+		if got := c.check.String(); got != c.want {
+			t.Errorf("it says\n%swant\n%s", got, c.want)
+		}
+	}
+}
+
+// In JSON a list is one, even without anything in it.
+func TestNamesOfInterfaces(t *testing.T) {
+	if got := names(nil); got == nil || len(got) != 0 {
+		t.Errorf("%#v", got)
+	}
+	if got := names([]ifwatch.Interface{{Name: "a"}, {Name: "b"}}); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("%q", got)
+	}
+}
