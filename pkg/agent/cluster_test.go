@@ -28,7 +28,6 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/metrics"
 	"github.com/imds-guard/imds-guard/pkg/node"
-	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -263,6 +262,7 @@ func TestConnect(t *testing.T) {
 		if (a.cluster.reporter != nil) != c.connected || (a.cluster.events != nil) != c.connected {
 			t.Errorf("%s: %+v", c.name, a.cluster)
 		}
+		a.cluster.looked(guard.Status{}) // nothing is left locked
 		if !strings.Contains(log.String(), c.says) || (log.Len() > 0) != (c.says != "") {
 			t.Errorf("%s: the log is %q", c.name, log.String())
 		}
@@ -349,48 +349,30 @@ func TestInterfacesThatAreNotListed(t *testing.T) {
 	}
 }
 
-// What is installed is recorded at once, and where that fails, it is said once and tried again.
+// What is installed is recorded at once. Where that fails, it is said once, and tried again for as long as it takes.
 func TestRemember(t *testing.T) {
-	bin := t.TempDir()
-	if err := os.WriteFile(filepath.Join(bin, "iptables-nft"), []byte("#!/bin/sh\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", bin)
-	selector, err := rules.NewSelector(rules.NFT, imds.Families, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pattern, err := ifpattern.Parse("eni+")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	record, err := rules.NewRecord(filepath.Join(dir, "below"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "below"), nil, 0o600); err != nil { // a file where the folder has to be
-		t.Fatal(err)
-	}
-	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		const resync = 10 * time.Second
-		a := &agent{
-			config: config.Config{Interfaces: []ifpattern.Pattern{pattern}, Resync: resync, Verdict: policy.Drop},
-			record: record, selector: selector, log: slog.New(slog.NewTextHandler(&log, nil)),
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { a.remember(ctx); close(done) }()
-		time.Sleep(5*resync + time.Second)
-		if n := strings.Count(log.String(), "recording what was installed failed"); n != 1 {
-			t.Errorf("it was said %d times:\n%s", n, &log)
-		}
-		if err := os.Remove(filepath.Join(dir, "below")); err != nil {
+	const resync = 10 * time.Second
+	pattern := patternOf(t, "eni+")
+	dir := filepath.Join(t.TempDir(), "below")
+	blocked := func(on bool) { // by a file where the folder has to be
+		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(resync)
-		synctest.Wait()
+		if on {
+			if err := os.WriteFile(dir, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	remembering(t, dir, pattern, resync, func(record rules.Record, log *bytes.Buffer) {
+		said := func(when string, want int) {
+			t.Helper()
+			synctest.Wait()
+			if n := strings.Count(log.String(), "recording what was installed failed"); n != want || strings.Count(log.String(), "\n") != want {
+				t.Errorf("%s: it was said %d times:\n%s", when, n, log)
+			}
+		}
+		said("at first", 0)
 		patterns, err := record.Patterns()
 		backend, _ := record.Backend()
 		if err != nil || !slices.Equal(patterns, []ifpattern.Pattern{pattern}) || backend != rules.NFT {
@@ -399,6 +381,98 @@ func TestRemember(t *testing.T) {
 		if !errors.Is(record.MarkCleaning(), rules.ErrAgentRuns) {
 			t.Error("it is not marked that an agent runs")
 		}
+		time.Sleep(10*resync + time.Second)
+		if n := openIn(t, dir); n != 1 {
+			t.Errorf("%d marks that an agent runs", n)
+		}
+		blocked(true)
+		time.Sleep(10 * resync)
+		said("blocked", 1)
+		blocked(false)
+		time.Sleep(resync)
+		said("not blocked any more", 1)
+		if patterns, err := record.Patterns(); err != nil || len(patterns) != 1 {
+			t.Errorf("recorded again: %v, %v", patterns, err)
+		}
+		blocked(true)
+		time.Sleep(10 * resync)
+		said("blocked again", 2)
+	})
+}
+
+// A cleanup that runs would remove the record: none is made until it has ended.
+func TestRememberBesideACleanup(t *testing.T) {
+	dir := t.TempDir()
+	record, err := rules.NewRecord(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := record.Remember(nil, rules.Legacy); err != nil { // so that there is something to lock
+		t.Fatal(err)
+	}
+	if err := record.MarkCleaning(); err != nil {
+		t.Fatal(err)
+	}
+	remembering(t, dir, patternOf(t, "eni+"), time.Second, func(record rules.Record, log *bytes.Buffer) {
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if patterns, err := record.Patterns(); err != nil || patterns != nil || !strings.Contains(log.String(), "a cleanup runs") {
+			t.Errorf("recorded %v, %v; the log is\n%s", patterns, err, log)
+		}
+	})
+}
+
+func patternOf(t *testing.T, text string) ifpattern.Pattern {
+	t.Helper()
+	p, err := ifpattern.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// openIn counts the open files of this process below a directory.
+func openIn(t *testing.T, dir string) (n int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if to, err := os.Readlink(file); err == nil && strings.HasPrefix(to, dir+"/") {
+			n++
+		}
+	}
+	return n
+}
+
+// remembering plays beside an agent of which nothing runs but remember.
+func remembering(t *testing.T, dir string, p ifpattern.Pattern, resync time.Duration, play func(rules.Record, *bytes.Buffer)) {
+	t.Helper()
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "iptables-nft"), []byte("#!/bin/false\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin)
+	selector, err := rules.NewSelector(rules.NFT, imds.Families, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := rules.NewRecord(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		a := &agent{
+			config: config.Config{Interfaces: []ifpattern.Pattern{p}, Resync: resync}, record: record, selector: selector,
+			log: slog.New(slog.NewTextHandler(&log, nil)),
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { a.remember(ctx); close(done) }()
+		synctest.Wait()
+		play(record, &log)
 		cancel()
 		<-done
 	})
