@@ -167,6 +167,29 @@ func TestFightOverRepairsThatHold(t *testing.T) {
 	}
 }
 
+// That nothing can be read now and then undoes no repair, however soon after one it comes.
+func TestUnreadableIsNoFight(t *testing.T) {
+	_, log := running(t, func(g test) {
+		become := func(s layer.State) {
+			time.Sleep(2 * time.Second)
+			g.l.set(func() { g.l.state = s })
+			g.Wake()
+			synctest.Wait()
+		}
+		become(leaking)
+		for range 2 * fightCount {
+			become(layer.Unknown)
+			become(layer.Enforced)
+			if g.Status().Layers[0].Contended {
+				t.Error("contended")
+			}
+		}
+	}, layer.Enforced)
+	if strings.Contains(log, "somebody keeps undoing") {
+		t.Errorf("it was called a fight:\n%s", log)
+	}
+}
+
 // Of single drifts, the first few are logged at once, then one in a while. That nothing can be read is always logged.
 func TestLinesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -125,6 +125,8 @@ func TestExpressions(t *testing.T) {
 			{"the interface by its number", parts{index, dest, end}, stops},
 			{"something else of the packet", parts{in, dest, meta(unix.NFT_META_MARK), equals([]byte{0, 0, 0, 1}), end}, stops},
 			{"a prefix by a mask", parts{in, loadDest, mask(register, 0, make([]byte, size)), equals(address), end}, stops},
+			{"a quarter of the address", parts{in, payload(network, offset, size/4), equals(address[:size/4]), end}, stops},
+			{"a mask of which nothing is said", parts{in, loadDest, expression("bitwise", number(unix.NFTA_BITWISE_DREG, register)), equals(address), end}, stops},
 			{"a mask into another register", parts{in, loadDest, mask(2, 0, nil), compared(2, eq, address), end}, stops},
 			{"an xtables match", parts{in, dest, expression("match"), end}, stops},
 			{"a limit", parts{in, dest, expression("limit"), end}, stops},
@@ -136,6 +138,8 @@ func TestExpressions(t *testing.T) {
 			{"a comparison of nothing", parts{equals(address), in, dest, end}, odd},
 			{"another register", parts{in, loadDest, compared(2, eq, address), end}, odd},
 			{"the register before a mask", parts{in, loadDest, mask(2, 0, nil), compared(register, eq, address), end}, odd},
+			{"an interface by a mask", parts{loadName, mask(register, 0, nil), equals([]byte("eni")), dest, end}, odd},
+			{"an interface's number by a mask", parts{meta(unix.NFT_META_IIF), mask(register, 0, nil), equals([]byte{0, 0, 0, 2}), dest, end}, odd},
 			{"a mask that flips bits", parts{in, loadDest, mask(register, 0, []byte{0, 1}), equals(address), end}, odd},
 			{"a shift", parts{in, loadDest, mask(register, 1, nil), equals(address), end}, odd},
 			{"two comparisons of one value", parts{in, dest, equals(address), end}, odd},
@@ -163,6 +167,7 @@ func TestExpressions(t *testing.T) {
 			{"an expression with broken attributes", parts{in, dest, {12, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0}, end}, odd},
 			{"broken data", parts{in, dest, broken("cmp", 0), end}, odd},
 			{"a comparison with broken data", parts{in, loadDest, broken("cmp", unix.NFTA_CMP_DATA, number(unix.NFTA_CMP_SREG, register)), end}, odd},
+			{"an interface compared with broken data", parts{loadName, broken("cmp", unix.NFTA_CMP_DATA, number(unix.NFTA_CMP_SREG, register)), dest, end}, odd},
 			{"a mask with broken data", parts{in, loadDest, broken("bitwise", unix.NFTA_BITWISE_XOR, number(unix.NFTA_BITWISE_DREG, register)), equals(address), end}, odd},
 			{"a verdict with broken data", parts{in, dest, broken("immediate", unix.NFTA_IMMEDIATE_DATA)}, odd},
 		} {
@@ -228,6 +233,17 @@ func TestZeroCounters(t *testing.T) {
 	}
 	if rubbish := []byte{2, 0, 0, 0}; !bytes.Equal(zeroCounters(rubbish), rubbish) {
 		t.Error("what can't be parsed is changed")
+	}
+}
+
+// Attributes are read whether the last one is padded or not, and nothing is read behind them.
+func TestAttributesWithoutPadding(t *testing.T) {
+	for size := range 9 {
+		value := bytes.Repeat([]byte{9}, size)
+		list, err := parseList(append([]byte{byte(4 + size), 0, 1, 0}, value...))
+		if err != nil || len(list) != 1 || list[0].Attr.Type != 1 || !bytes.Equal(list[0].Value, value) {
+			t.Errorf("%d bytes: %+v, %v", size, list, err)
+		}
 	}
 }
 

@@ -253,6 +253,14 @@ func TestSameAs(t *testing.T) {
 	}
 }
 
+// What was harmless to other rules may not be to these.
+func TestSameAsForOtherRules(t *testing.T) {
+	f, before := kernelOf(t, wanted(t, policy.Drop, "eni+"), "accept")
+	if after, _ := readKernel(f.Kernel, endpoint, wanted(t, policy.Drop, "vlan+")); before.sameAs(after) {
+		t.Error("a reading for other wanted rules is taken for the same")
+	}
+}
+
 // Why a chain does nothing, with the command that mends it.
 func TestUselessWords(t *testing.T) {
 	good := netfilter.NFTChain{Exists: true, Type: "filter", Hook: unix.NF_INET_FORWARD}

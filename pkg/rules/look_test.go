@@ -334,36 +334,57 @@ func TestRulesOfAReading(t *testing.T) {
 	}
 }
 
-// A repair that fails says so. Nothing is counted as put in anew, and the next one may do.
+// A repair that fails says so. Its rules are as they were, and their packets are not counted again; the next one may do.
 func TestRepairsThatFail(t *testing.T) {
 	incompatible := &CommandError{Operation: OpList, Reason: ReasonIncompatible, Err: errBroken}
+	drop, reject := policyOf(t, policy.Drop, "eni+"), policyOf(t, policy.Reject, "eni+")
 	for _, c := range []struct {
 		name    string
 		backend Backend
+		policy  policy.Policy
 		tamper  func(*kept)
 	}{
-		{"insert", NFT, func(k *kept) { k.known = nil; k.flush() }},
-		{"put back", NFT, func(k *kept) { k.flush() }},
-		{"move", NFT, func(k *kept) { k.above("-j ACCEPT", accept) }},
-		{"move directly", NFT, func(k *kept) { k.above("-j ACCEPT", accept); k.listErr = incompatible }},
-		{"our own table", NFT, func(k *kept) { k.dormant = true }},
-		{"insert", Legacy, func(k *kept) { k.flush() }},
-		{"move", Legacy, func(k *kept) { k.above("-j ACCEPT", accept) }},
+		{"insert", NFT, drop, func(k *kept) { k.known = nil; k.flush() }},
+		{"put back", NFT, drop, func(k *kept) { k.flush() }},
+		{"move", NFT, drop, func(k *kept) { k.above("-j ACCEPT", accept) }},
+		{"move directly", NFT, drop, func(k *kept) { k.above("-j ACCEPT", accept); k.listErr = incompatible }},
+		{"our own table", NFT, drop, func(k *kept) {
+			k.dormant = true
+			k.look()
+			k.own = []fakeRule{k.other("-j ACCEPT", accept), k.chain[0]}
+		}},
+		{"insert", Legacy, drop, func(k *kept) { k.flush() }},
+		{"insert two", Legacy, reject, func(k *kept) { k.flush() }},
+		{"move", Legacy, drop, func(k *kept) { k.above("-j ACCEPT", accept) }},
 	} {
-		k, f := keepFlawed(t, c.backend, policyOf(t, policy.Drop, "eni+"))
+		k, f := keepFlawed(t, c.backend, c.policy)
+		f.lie = k.counted
+		k.chain[0].kernel.Packets = 5
 		c.tamper(k)
 		before := k.texts()
 		f.writeErr = errBroken
-		if err := k.Table.Repair(k.policy, k.look()); !errors.Is(err, errBroken) {
+		finding := k.look()
+		if err := k.Table.Repair(k.policy, finding); !errors.Is(err, errBroken) {
 			t.Errorf("%s, %s: %v", c.backend, c.name, err)
 		}
 		if !slices.Equal(k.texts(), before) {
 			t.Errorf("%s, %s: the chain is %q", c.backend, c.name, k.texts())
 		}
+		if got := k.look().Blocked; got != finding.Blocked {
+			t.Errorf("%s, %s: %d packets before, %d after", c.backend, c.name, finding.Blocked, got)
+		}
 		f.writeErr = nil
 		k.repair()
 		k.must(layer.Enforced, fmt.Sprintf("%s, %s, after another try", c.backend, c.name))
 	}
+}
+
+// counted is a listing with the packet counters that the kernel has.
+func (k *kept) counted(lines []string) []string {
+	for i, r := range k.chain {
+		lines[i+1] = strings.Replace(lines[i+1], "-c 0 0", fmt.Sprintf("-c %d 0", r.kernel.Packets), 1)
+	}
+	return lines
 }
 
 // What a lost rule was like is known only of a reading in which both agreed, and is forgotten with the backend.
@@ -413,12 +434,7 @@ func TestBlockedOverRepairs(t *testing.T) {
 				}
 			}
 		}
-		k.lie = func(lines []string) []string {
-			for i, r := range k.chain {
-				lines[i+1] = strings.Replace(lines[i+1], "-c 0 0", fmt.Sprintf("-c %d 0", r.kernel.Packets), 1)
-			}
-			return lines
-		}
+		k.lie = k.counted
 		blocked := func(when string, want uint64) {
 			t.Helper()
 			if got := k.look().Blocked; got != want {
@@ -457,8 +473,9 @@ func TestBlockedOverRepairs(t *testing.T) {
 
 func TestIDOfATable(t *testing.T) {
 	for _, f := range imds.Families {
-		if got, want := NewTable(f, nil).ID(), (layer.ID{Name: "iptables", Family: f}); got != want {
-			t.Errorf("%v", got)
+		table := NewTable(f, nil)
+		if got, want := table.ID(), (layer.ID{Name: "iptables", Family: f}); got != want || table.forward == nil {
+			t.Errorf("%+v", table)
 		}
 	}
 }

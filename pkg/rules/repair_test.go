@@ -2,7 +2,6 @@ package rules
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -81,12 +80,7 @@ func TestHowItIsRepaired(t *testing.T) {
 // A legacy table that nobody has loaded is not listed, since that would load it. Its rules and their counters begin anew.
 func TestTableThatIsNotLoaded(t *testing.T) {
 	k, f := keepFlawed(t, Legacy, policyOf(t, policy.Reject, "eni+"))
-	f.lie = func(lines []string) []string {
-		for i, r := range k.chain {
-			lines[i+1] = strings.Replace(lines[i+1], "-c 0 0", fmt.Sprintf("-c %d 0", r.kernel.Packets), 1)
-		}
-		return lines
-	}
+	f.lie = k.counted
 	k.chain[0].kernel.Packets = 100
 	k.look()
 	k.flush()
@@ -184,8 +178,19 @@ func TestDistrustIsQuiet(t *testing.T) {
 		t.Errorf("doubts %q", k.doubts)
 	}
 	k.above("-j ACCEPT", accept)
-	if f := k.must(Shadowed, "accept above"); !strings.Contains(f.Detail, "stands above") {
-		t.Errorf("the detail is %q", f.Detail)
+	if f := k.must(Shadowed, "accept above"); !strings.Contains(f.Detail, "stands above") || len(k.doubts) != 0 {
+		t.Errorf("the detail is %q, doubts %q", f.Detail, k.doubts)
+	}
+}
+
+// A summary that can't be had says nothing of the chain, neither now nor at the look after.
+func TestNoSummaryMakesNoDoubt(t *testing.T) {
+	k, f := keepFlawed(t, Legacy, policyOf(t, policy.Drop, "eni+"))
+	for _, err := range []error{errBroken, errBroken, nil, nil} {
+		f.summaryErr = err
+		if k.must(layer.Enforced, "nothing has changed"); len(k.doubts) != 0 {
+			t.Errorf("doubts %q with the summary's error %v", k.doubts, err)
+		}
 	}
 }
 
