@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"strings"
@@ -219,6 +220,32 @@ func TestLinesAreBounded(t *testing.T) {
 		}
 		if n := drift(layer.Unknown, 3); n != 3 {
 			t.Errorf("%d lines about three times that nothing could be read", n)
+		}
+	})
+}
+
+// A detail that changes all the time is said a few times at once, then one in a while.
+func TestNotesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTest(layer.Enforced)
+		noted := func(times int) int {
+			g.log.Reset()
+			for i := range times {
+				g.l.detail = fmt.Sprint("detail ", i)
+				g.look()
+			}
+			return strings.Count(g.log.String(), "rules are in force")
+		}
+		if n := noted(linesBurst + 5); n != linesBurst {
+			t.Errorf("%d lines at once", n)
+		}
+		time.Sleep(linesEvery - time.Millisecond)
+		if n := noted(5); n != 0 {
+			t.Errorf("%d lines before the pause is over", n)
+		}
+		time.Sleep(time.Millisecond)
+		if n := noted(5); n != 1 {
+			t.Errorf("%d lines after the pause", n)
 		}
 	})
 }

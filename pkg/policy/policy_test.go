@@ -24,6 +24,7 @@ func TestPolicyForTheLog(t *testing.T) {
 		"eni+ drop":              New(patterns(t, "eni+"), Drop),
 		"vlan+,eni+,eth1 reject": New(patterns(t, "vlan+", "eni+", "eth1"), Reject),
 		" drop":                  New(nil, Drop),
+		"eni+,eni0,en+ drop":     New(patterns(t, "eni+", "eni0", "eni+", "en+", "eni0"), Drop), // each once
 	} {
 		if got := p.String(); got != want {
 			t.Errorf("%q, want %q", got, want)

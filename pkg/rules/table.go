@@ -25,6 +25,9 @@ const LayerName = "iptables"
 type Table struct {
 	family  imds.Family
 	forward forward
+	// patience is for how long iptables is not asked while all is well: a fork takes the processor from the keeper of the other
+	// family, which was woken at the same moment and may have something to put back.
+	patience time.Duration
 
 	backend Backend // of the last look
 	// known are the wanted rules as nftables had them when iptables and the kernel agreed that they were right.
@@ -40,7 +43,9 @@ type Table struct {
 }
 
 // NewTable makes the layer of one family. All families share the selector.
-func NewTable(f imds.Family, s *Selector) *Table { return &Table{family: f, forward: newForward(f, s)} }
+func NewTable(f imds.Family, s *Selector) *Table {
+	return &Table{family: f, forward: newForward(f, s), patience: 5 * time.Millisecond}
+}
 
 // ID implements guard.Layer.
 func (t *Table) ID() layer.ID { return layer.ID{Name: LayerName, Family: t.family} }
@@ -142,6 +147,9 @@ func (t *Table) lookNFT(want []Rule, doubt func(string)) seen {
 			return t.byKernel(kernel, fmt.Errorf("%s has more than %d rules", chainName, maxListed))
 		case kernel.Incomplete:
 			return t.byKernel(kernel, errors.New("somebody writes all the time"))
+		}
+		if kernel.inPlace() {
+			time.Sleep(t.patience)
 		}
 		var chain Chain
 		if chain, why = list(t.family, func() ([]string, error) { return t.forward.List(NFT) }); why == nil {
