@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -364,7 +365,7 @@ func TestRemember(t *testing.T) {
 			}
 		}
 	}
-	remembering(t, dir, pattern, resync, func(record rules.Record, log *bytes.Buffer) {
+	remembering(t, dir, pattern, resync, func(record rules.Record, log *lockedLog) {
 		said := func(when string, want int) {
 			t.Helper()
 			synctest.Wait()
@@ -413,7 +414,7 @@ func TestRememberBesideACleanup(t *testing.T) {
 	if err := record.MarkCleaning(); err != nil {
 		t.Fatal(err)
 	}
-	remembering(t, dir, patternOf(t, "eni+"), time.Second, func(record rules.Record, log *bytes.Buffer) {
+	remembering(t, dir, patternOf(t, "eni+"), time.Second, func(record rules.Record, log *lockedLog) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if patterns, err := record.Patterns(); err != nil || patterns != nil || !strings.Contains(log.String(), "a cleanup runs") {
@@ -446,8 +447,26 @@ func openIn(t *testing.T, dir string) (n int) {
 	return n
 }
 
+// lockedLog can be read while somebody writes: the end of a sleep does not order the two.
+type lockedLog struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // remembering plays beside an agent of which nothing runs but remember.
-func remembering(t *testing.T, dir string, p ifpattern.Pattern, resync time.Duration, play func(rules.Record, *bytes.Buffer)) {
+func remembering(t *testing.T, dir string, p ifpattern.Pattern, resync time.Duration, play func(rules.Record, *lockedLog)) {
 	t.Helper()
 	bin := t.TempDir()
 	if err := os.WriteFile(filepath.Join(bin, "iptables-nft"), []byte("#!/bin/false\n"), 0o755); err != nil {
@@ -463,7 +482,7 @@ func remembering(t *testing.T, dir string, p ifpattern.Pattern, resync time.Dura
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedLog
 		a := &agent{
 			config: config.Config{Interfaces: []ifpattern.Pattern{p}, Resync: resync}, record: record, selector: selector,
 			log: slog.New(slog.NewTextHandler(&log, nil)),

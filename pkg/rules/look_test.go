@@ -135,6 +135,11 @@ func TestLooksThatFail(t *testing.T) {
 			"by the kernel's own list alone: running iptables to list ipv4 rules: FORWARD has no policy", nil},
 		{"the rules go while iptables fails", NFT, func(k *kept, f *flawed) { f.listErr, f.listing = command, k.flush }, layer.Missing, "is not in the chain", command},
 		{"our own table can't be read", NFT, func(_ *kept, f *flawed) { f.dormant, f.ownErr = true, errBroken }, layer.Unknown, "broken", errBroken},
+		{"the table is put to sleep while iptables fails", NFT, func(k *kept, f *flawed) {
+			f.listErr, f.listing = command, func() { k.dormant = true }
+		}, layer.Missing, "is dormant", nil},
+		{"the table is put to sleep while iptables lists it", NFT, func(k *kept, f *flawed) { f.listing = func() { k.dormant = true } },
+			layer.Missing, "is dormant", nil},
 		{"the kernel's list is cut off", NFT, func(_ *kept, f *flawed) {
 			f.reading = func(_ int, c *netfilter.NFTChain) error { c.Incomplete = true; return nil }
 		}, layer.Enforced, "by the kernel's own list alone: somebody writes all the time", nil},
@@ -474,7 +479,7 @@ func TestBlockedOverRepairs(t *testing.T) {
 func TestIDOfATable(t *testing.T) {
 	for _, f := range imds.Families {
 		table := NewTable(f, nil)
-		if got, want := table.ID(), (layer.ID{Name: "iptables", Family: f}); got != want || table.forward == nil {
+		if got, want := table.ID(), (layer.ID{Name: "iptables", Family: f}); got != want || table.forward.(*nodeForward) == nil {
 			t.Errorf("%+v", table)
 		}
 	}

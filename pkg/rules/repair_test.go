@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
@@ -133,6 +135,40 @@ func TestNothingIsKnownOfAnotherBackend(t *testing.T) {
 
 // inserts0 reports whether an insert is open.
 func (k *kept) inserts0() bool { return k.Table.inserts.open() }
+
+// While all is well a command waits for a moment, and never when there may be something to do.
+func TestPatience(t *testing.T) {
+	const patience = time.Second
+	for _, c := range []struct {
+		name   string
+		tamper func(*kept)
+		waits  time.Duration
+		lists  int
+	}{
+		{"all is well", func(*kept) {}, patience, 1},
+		{"a second copy below", func(k *kept) { k.chain = append(k.chain, k.written(wanted(t, policy.Drop, "eni+")[0])) }, patience, 1},
+		{"harmless above", func(k *kept) { k.above("-i docker0 -j ACCEPT", accept) }, 0, 1},
+		{"accept above", func(k *kept) { k.above("-j ACCEPT", accept) }, 0, 1},
+		{"gone", func(k *kept) { k.flush() }, 0, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			k, f := keepFlawed(t, NFT, policyOf(t, policy.Drop, "eni+"))
+			k.Table.patience = patience
+			c.tamper(k)
+			start, lists := time.Now(), 0
+			f.listing = func() {
+				lists++
+				if waited := time.Since(start); waited != c.waits {
+					t.Errorf("%s: iptables is asked after %s", c.name, waited)
+				}
+			}
+			k.look()
+			if lists != c.lists {
+				t.Errorf("%s: %d listings", c.name, lists)
+			}
+		})
+	}
+}
 
 // On a new node iptables is not asked before the rules are in.
 func TestFirstLookOfAnEmptyChain(t *testing.T) {
