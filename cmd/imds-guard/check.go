@@ -45,11 +45,11 @@ func newCheck() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if verdict := found.Verdict(); errors.Is(verdict, agent.ErrNotProtected) {
+			verdict := found.Verdict()
+			if errors.Is(verdict, agent.ErrNotProtected) {
 				return failed(verdict)
-			} else {
-				return verdict
 			}
+			return verdict
 		},
 	}
 	options.AddTo(cmd.Flags())

@@ -29,14 +29,11 @@ func PlainRule(f imds.Family, in string, dest netip.Addr, tcp bool, target, with
 	if tcp {
 		expressions = slices.Concat(expressions, meta(unix.NFT_META_L4PROTO), equals([]byte{unix.IPPROTO_TCP}))
 	}
-	offset := uint32(16)
-	if f == imds.IPv6 {
-		offset = 24
-	}
+	offset, length := destination(f)
 	expressions = slices.Concat(expressions,
 		expression("payload", number(unix.NFTA_PAYLOAD_DREG, register),
 			number(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER), number(unix.NFTA_PAYLOAD_OFFSET, offset),
-			number(unix.NFTA_PAYLOAD_LEN, uint32(dest.BitLen()/8))),
+			number(unix.NFTA_PAYLOAD_LEN, length)),
 		equals(dest.AsSlice()),
 		expression("counter", nl.NewRtAttr(unix.NFTA_COUNTER_BYTES, make([]byte, 8)), nl.NewRtAttr(unix.NFTA_COUNTER_PACKETS, make([]byte, 8))))
 	if target == "REJECT" {

@@ -188,13 +188,17 @@ func metaLoad(data map[uint16]syscall.NetlinkRouteAttr) loaded {
 	return l
 }
 
-// payloadLoad says what a payload expression loads. The destination address is at byte 16 of the IPv4 header (RFC 791)
-// and at byte 24 of the IPv6 header (RFC 8200).
-func payloadLoad(f imds.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
-	offset, length := uint32(16), uint32(4)
+// destination is where a header has the destination address, and how long that is: RFC 791, RFC 8200.
+func destination(f imds.Family) (offset, length uint32) {
 	if f == imds.IPv6 {
-		offset, length = 24, 16
+		return 24, 16
 	}
+	return 16, 4
+}
+
+// payloadLoad says what a payload expression loads.
+func payloadLoad(f imds.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
+	offset, length := destination(f)
 	switch base := be32(data[unix.NFTA_PAYLOAD_BASE]); {
 	case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER:
 		return loadPorts

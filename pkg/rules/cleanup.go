@@ -33,7 +33,7 @@ func Cleanup(families []imds.Family, patterns []ifpattern.Pattern) (removed []Re
 			r := Removed{Family: f, Backend: b}
 			err := r.clean(node, ours)
 			if b == NFT {
-				err = errors.Join(err, r.cleanOwn(&node.nft, ours))
+				err = errors.Join(err, r.cleanOwn(node, ours))
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("cleaning the %s rules of iptables-%s: %w", f, b, err))
@@ -77,13 +77,7 @@ func (r *Removed) cleanNFT(node forward, ours []Rule) (found, more bool, err err
 	if err != nil || !k.Exists {
 		return false, false, err
 	}
-	var handles []uint64
-	for _, copies := range k.copies {
-		for _, copy := range copies {
-			handles = append(handles, copy.Handle)
-		}
-	}
-	if len(handles) > 0 {
+	if handles := k.handles(); len(handles) > 0 {
 		if err := replaceAll(node.Replace, nil, handles); err != nil {
 			return true, false, err
 		}

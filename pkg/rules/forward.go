@@ -3,8 +3,6 @@
 package rules
 
 import (
-	"slices"
-
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
@@ -116,9 +114,5 @@ func (n *nodeForward) ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error
 
 // Summary implements forward. It loads no table.
 func (n *nodeForward) Summary() (info netfilter.LegacyInfo, ok bool, err error) {
-	tables, err := netfilter.LegacyTables(n.family)
-	if err != nil || !slices.Contains(tables, tableName) {
-		return info, false, err
-	}
 	return netfilter.ReadLegacyInfo(n.family, tableName)
 }

@@ -88,7 +88,7 @@ func (k kernelChain) inPlace() bool {
 // named are the rules that name the endpoint and are none of the wanted ones, by handle. What is understood as a rule that
 // stops nothing is not one of ours in disguise.
 func (k kernelChain) named() map[string]bool {
-	named, ours := map[string]bool{}, k.handles()
+	named, ours := map[string]bool{}, k.ours()
 	for _, rule := range k.Rules() {
 		if rule.Names && (rule.Odd || rule.Stops) && !ours[rule.Handle] {
 			named[strconv.FormatUint(rule.Handle, 10)] = true
@@ -97,39 +97,48 @@ func (k kernelChain) named() map[string]bool {
 	return named
 }
 
-// handles are those of the copies of the wanted rules.
-func (k kernelChain) handles() map[uint64]bool {
-	handles := map[uint64]bool{}
-	for _, copies := range k.copies {
-		for _, c := range copies {
-			handles[c.Handle] = true
+// handles are those of the copies of the wanted rules, rule by rule and from the top.
+func (k kernelChain) handles() (handles []uint64) {
+	for _, r := range k.want {
+		for _, c := range k.copies[r] {
+			handles = append(handles, c.Handle)
 		}
 	}
 	return handles
 }
 
+// ours is the set of handles.
+func (k kernelChain) ours() map[uint64]bool {
+	ours := map[uint64]bool{}
+	for _, handle := range k.handles() {
+		ours[handle] = true
+	}
+	return ours
+}
+
 // sameAs reports whether two readings for the same wanted rules found the same rules in the same places, by their handles.
 func (k kernelChain) sameAs(other kernelChain) bool {
 	same := func(a, b netfilter.NFTRule) bool { return a.Handle == b.Handle && a.Position == b.Position }
-	return slices.Equal(k.want, other.want) && k.Length == other.Length && k.useless() == other.useless() && slices.EqualFunc(k.Rules(), other.Rules(), same)
+	return slices.Equal(k.want, other.want) && k.Exists == other.Exists && k.Dormant == other.Dormant && k.Type == other.Type &&
+		k.Hook == other.Hook && k.Length == other.Length && slices.EqualFunc(k.Rules(), other.Rules(), same)
 }
 
 // useless says in words why the rules of the chain do nothing, wherever they stand in it; empty if they do something.
 func (k kernelChain) useless() string {
+	works := !k.Dormant && k.Type == "filter" && k.Hook == unix.NF_INET_FORWARD
+	if !k.Exists || works {
+		return ""
+	}
 	remedy := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard makes it anew", nftFamily(k.want), tableName, chainName)
 	switch {
-	case !k.Exists:
-		return ""
 	case k.Dormant:
 		return fmt.Sprintf("nftables table %s is dormant: its rules are there and are not evaluated; "+
 			"`nft add table %s %s` wakes it", tableName, nftFamily(k.want), tableName)
 	case k.Type == "":
 		return fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName) + remedy
-	case k.Type != "filter" || k.Hook != unix.NF_INET_FORWARD:
-		return fmt.Sprintf("nftables chain %s is of type %s at hook %s: no forwarded packet enters it as filter/forward does",
-			chainName, k.Type, hookName(k.Hook)) + remedy
 	}
-	return ""
+	return fmt.Sprintf("nftables chain %s is of type %s at hook %s: no forwarded packet enters it as filter/forward does",
+		chainName, k.Type, hookName(k.Hook)) + remedy
 }
 
 func nftFamily(want []Rule) string {
@@ -154,7 +163,7 @@ func (k kernelChain) state(why error) (state layer.State, detail string) {
 	if missing := k.missing(); len(missing) > 0 {
 		return layer.Missing, fmt.Sprintf("%q is not in the chain", missing[0])
 	}
-	ours := k.handles()
+	ours := k.ours()
 	for _, r := range k.want {
 		first := k.copies[r][0].Position
 		if first > len(k.Top) {

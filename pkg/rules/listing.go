@@ -54,14 +54,7 @@ func (c *Chain) mark(k kernelChain) {
 
 // lookalikes reports whether a line is printed like one of these rules and is none: `iptables -D` could take it for one.
 func (c Chain) lookalikes(of []Rule) bool {
-	for _, l := range c.Lines {
-		for _, r := range of {
-			if (l.Odd || l.Jump) && l.Rule == r {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.Lines, func(l Line) bool { return (l.Odd || l.Jump) && slices.Contains(of, l.Rule) })
 }
 
 // shows reports whether the kernel has a rule with the endpoint's address wherever a line is printed as one of these rules.

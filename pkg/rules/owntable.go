@@ -32,14 +32,10 @@ func (t *Table) lookOwn(want []Rule, words string) seen {
 // repairOwn puts the rules into our own table. iptables can't: it knows its own tables only.
 func (t *Table) repairOwn(s seen) error {
 	var top []netfilter.NFTRule
-	var remove []uint64
 	for _, r := range s.want {
 		top = append(top, netfilter.PlainRule(t.family, r.In, r.Dest.Addr(), r.TCP, r.Target, r.RejectWith))
-		for _, copy := range s.kernel.copies[r] {
-			remove = append(remove, copy.Handle)
-		}
 	}
-	err := replaceAll(t.forward.ReplaceOwn, top, remove)
+	err := replaceAll(t.forward.ReplaceOwn, top, s.kernel.handles())
 	if err == nil {
 		t.blocked.restart()
 	}
@@ -47,13 +43,11 @@ func (t *Table) repairOwn(s seen) error {
 }
 
 // cleanOwn deletes our own table.
-func (r *Removed) cleanOwn(nft *netfilter.NFT, want []Rule) error {
-	k, err := readKernel(func(s netfilter.Scope) (netfilter.NFTChain, error) {
-		return nft.ReadChain(r.Family, ownTable, chainName, s)
-	}, r.Family.Endpoint().Addr(), want)
+func (r *Removed) cleanOwn(node *nodeForward, want []Rule) error {
+	k, err := readKernel(node.OwnKernel, r.Family.Endpoint().Addr(), want)
 	if err != nil {
 		return err
 	}
 	r.Copies += k.Length
-	return nft.DeleteTable(r.Family, ownTable)
+	return node.nft.DeleteTable(r.Family, ownTable)
 }

@@ -322,15 +322,10 @@ func (t *Table) move(s seen) error {
 // moveDirectly moves the rules that the kernel has, by their handles.
 func (t *Table) moveDirectly(s seen) error {
 	var top []netfilter.NFTRule
-	var remove []uint64
 	for _, r := range s.want {
-		copies := s.kernel.copies[r]
-		top = append(top, copies[0])
-		for _, copy := range copies {
-			remove = append(remove, copy.Handle)
-		}
+		top = append(top, s.kernel.copies[r][0])
 	}
-	err := replaceAll(t.forward.Replace, top, remove)
+	err := replaceAll(t.forward.Replace, top, s.kernel.handles())
 	if err == nil {
 		t.blocked.restart()
 	}
