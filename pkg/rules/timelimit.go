@@ -30,13 +30,13 @@ func limited(d time.Duration, f func() error) error {
 	others := childrenOf(thread)
 
 	done, ended := make(chan struct{}), make(chan struct{})
-	var hung atomic.Bool
+	var killed atomic.Bool
 	timer := time.AfterFunc(d, func() {
 		defer close(ended)
-		hung.Store(true)
 		for {
 			for _, pid := range childrenOf(thread) {
 				if !slices.Contains(others, pid) {
+					killed.Store(true)
 					killTree(pid)
 				}
 			}
@@ -52,10 +52,13 @@ func limited(d time.Duration, f func() error) error {
 	if !timer.Stop() {
 		<-ended // the thread is somebody else's from now on
 	}
-	if err != nil && hung.Load() {
-		return fmt.Errorf("%w after %s: %w", errHung, d, err)
+	switch {
+	case !killed.Load():
+		return err
+	case err == nil: // a shell whose child was killed first may still end well, with half of its output
+		return fmt.Errorf("%w after %s", errHung, d)
 	}
-	return err
+	return fmt.Errorf("%w after %s: %w", errHung, d, err)
 }
 
 // childrenOf lists the children of a thread, given by its directory in /proc; none if it has ended.
