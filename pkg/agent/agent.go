@@ -162,6 +162,7 @@ func (a *agent) lost(watcher string) func(error) {
 
 func (a *agent) backendChanged(from, to rules.Backend) {
 	a.log.Warn("the node's agents use another iptables backend now; following them", "from", from, "to", to)
+	a.guard.Wake() // the hint was in one family's tables
 }
 
 // suspect names who wrote to nftables last before a look, and so most likely made the rules drift.

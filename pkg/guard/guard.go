@@ -6,10 +6,12 @@ package guard
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
@@ -80,10 +82,14 @@ func New(c Config) *Guard {
 // Status is what is known now.
 func (g *Guard) Status() Status { return g.board.status(time.Now()) }
 
-// Wake asks every keeper for a look. It never blocks, and any number of calls before the look are one.
-func (g *Guard) Wake() {
+// Wake asks the keepers of the given families for a look, of all if none is given. It never blocks, and any number of calls
+// before the look are one. A keeper that has nothing to do with what has changed had better sleep: it would compete for the
+// processor, and for legacy's lock, with the one that may have something to repair.
+func (g *Guard) Wake(families ...imds.Family) {
 	for _, k := range g.keepers {
-		k.Wake()
+		if len(families) == 0 || slices.Contains(families, k.layer.ID().Family) {
+			k.Wake()
+		}
 	}
 }
 

@@ -451,6 +451,39 @@ func TestHangingLayerDelaysNoOther(t *testing.T) {
 	}, layer.Enforced, layer.Enforced)
 }
 
+// Only the keepers of the families that have changed are woken, and all of them if that is not known.
+func TestWakeOfAFamily(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var layers []Layer
+		fakes := map[imds.Family]*fakeLayer{}
+		for _, f := range imds.Families {
+			fakes[f] = &fakeLayer{id: layer.ID{Name: "fake", Family: f}, state: layer.Enforced}
+			layers = append(layers, fakes[f])
+		}
+		g := New(Config{Layers: layers, Resync: resync, Recorder: &counts{drift: map[layer.State]int{}}, Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(t.Context())
+		go g.Run(ctx)
+		synctest.Wait()
+		for _, c := range []struct {
+			wake       []imds.Family
+			ipv4, ipv6 int // looks in all
+		}{
+			{[]imds.Family{imds.IPv4}, 2, 1},
+			{[]imds.Family{imds.IPv6}, 2, 2},
+			{[]imds.Family{imds.IPv4, imds.IPv6}, 3, 3},
+			{nil, 4, 4},
+		} {
+			g.Wake(c.wake...)
+			synctest.Wait()
+			if v4, v6 := fakes[imds.IPv4].looked(), fakes[imds.IPv6].looked(); v4 != c.ipv4 || v6 != c.ipv6 {
+				t.Errorf("after a wake of %v: %d and %d looks, want %d and %d", c.wake, v4, v6, c.ipv4, c.ipv6)
+			}
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
 // A wake that comes in the middle of a look counts from then on, and not from the look's begin.
 func TestWakeDuringALook(t *testing.T) {
 	running(t, func(g test) {

@@ -27,14 +27,14 @@ const (
 // LegacyPoll follows the summaries of the legacy filter tables.
 type LegacyPoll struct {
 	families []imds.Family
-	wake     func()
+	wake     func(...imds.Family)
 	lost     func(error)
 	on       chan bool
 }
 
 // NewLegacyPoll makes a poll that is off: reading a summary would load the table where legacy is not in use. wake is called
-// when a summary has changed, lost when one can't be read, once until it can be again.
-func NewLegacyPoll(wake func(), lost func(error), families ...imds.Family) *LegacyPoll {
+// with the family whose summary has changed, and with none when the poll begins, lost when one can't be read, once until it can be again.
+func NewLegacyPoll(wake func(...imds.Family), lost func(error), families ...imds.Family) *LegacyPoll {
 	return &LegacyPoll{families: families, wake: wake, lost: lost, on: make(chan bool, 1)}
 }
 
@@ -128,7 +128,7 @@ func (p *LegacyPoll) poll(t *polled) {
 	}
 	if t.lost || info != t.last {
 		t.last, t.lost = info, false
-		p.wake()
+		p.wake(t.family)
 	}
 }
 

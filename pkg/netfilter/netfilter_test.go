@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -202,13 +203,13 @@ func TestLegacyInfo(t *testing.T) {
 	}
 }
 
-// The watch tells of a transaction and of who made it.
+// The watch tells of a transaction, of whose tables it changed, and of who made it.
 func TestNFTWatch(t *testing.T) {
 	t.Parallel()
 	node, sh := newNode(t)
-	woken := make(chan struct{}, 100)
+	woken := make(chan []imds.Family, 100)
 	w := &NFTWatch{
-		Wake: func() { woken <- struct{}{} },
+		Wake: func(changed ...imds.Family) { woken <- changed },
 		Lost: func(err error) { t.Errorf("lost: %v", err) },
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -219,14 +220,33 @@ func TestNFTWatch(t *testing.T) {
 			return nil
 		})
 	}()
-	<-woken
+	if changed := <-woken; changed != nil {
+		t.Errorf("a new subscription wakes %v, want everybody", changed)
+	}
 	if w.LastWriter() != (Writer{}) {
 		t.Errorf("the last writer of an empty node is %+v", w.LastWriter())
 	}
 	sh("iptables-nft -A FORWARD -j ACCEPT")
-	<-woken
+	if changed := <-woken; !slices.Equal(changed, []imds.Family{imds.IPv4}) {
+		t.Errorf("a rule in ip wakes %v", changed)
+	}
 	if last := w.LastWriter(); last.PID == 0 || !strings.HasPrefix(last.Name, "iptables") {
 		t.Errorf("the last writer is %+v", last)
+	}
+	for _, c := range []struct {
+		script string
+		want   []imds.Family
+	}{
+		{"add table ip6 x", []imds.Family{imds.IPv6}},
+		{"add table ip x; add table ip6 y; add table ip y", []imds.Family{imds.IPv4, imds.IPv6}},
+		{"add table ip z; add table inet z", nil},
+		{"add table bridge z", nil},
+		{"delete table ip x", []imds.Family{imds.IPv4}},
+	} {
+		sh("nft '" + c.script + "'")
+		if changed := <-woken; !slices.Equal(changed, c.want) {
+			t.Errorf("%q wakes %v, want %v (none: everybody)", c.script, changed, c.want)
+		}
 	}
 	cancel()
 	if err := <-done; err != nil && !errors.Is(err, context.Canceled) {

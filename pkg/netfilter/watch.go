@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/subscription"
 )
 
@@ -31,8 +33,9 @@ type Writer struct {
 
 // NFTWatch follows the nftables transactions of this network namespace.
 type NFTWatch struct {
-	// Wake is called after every transaction, and after every new subscription.
-	Wake func()
+	// Wake is called after every transaction, with the families in whose tables it changed something; with none after a
+	// transaction that changed others' too, and after every new subscription: anything may have changed then.
+	Wake func(changed ...imds.Family)
 	// Lost is called when notifications were lost: ENOBUFS, or a broken socket.
 	Lost   func(error)
 	writer atomic.Pointer[Writer]
@@ -60,6 +63,7 @@ func (w *NFTWatch) follow(ctx context.Context) error {
 		return fmt.Errorf("setting the nftables receive buffer: %w", err)
 	}
 	w.Wake()
+	var c changes
 	for {
 		messages, _, err := s.Receive()
 		if errors.Is(err, unix.EINTR) {
@@ -70,12 +74,42 @@ func (w *NFTWatch) follow(ctx context.Context) error {
 		}
 		for _, m := range messages {
 			// NEWGEN is the last message of every transaction (net/netfilter/nf_tables_api.c, nf_tables_commit).
-			if m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
-				w.note(m)
-				w.Wake()
+			if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+				c.add(m)
+				continue
 			}
+			w.note(m)
+			w.Wake(c.known()...)
+			c = changes{}
 		}
 	}
+}
+
+// changes are the families in whose tables a transaction changed something.
+type changes struct {
+	families []imds.Family
+	others   bool // than those of imds
+}
+
+// add takes a message of the transaction, whose nfgen_family is the table's (nf_tables_fill_rule_info and its like).
+func (c *changes) add(m syscall.NetlinkMessage) {
+	for _, f := range imds.Families {
+		if len(m.Data) > 0 && m.Data[0] == nfProto(f) {
+			if !slices.Contains(c.families, f) {
+				c.families = append(c.families, f)
+			}
+			return
+		}
+	}
+	c.others = true
+}
+
+// known are the families, none if there are others too.
+func (c changes) known() []imds.Family {
+	if c.others {
+		return nil
+	}
+	return c.families
 }
 
 // note keeps the writer, unless it is this process itself, by its own socket. (The kernel gives the number of the thread
