@@ -110,6 +110,7 @@ func TestExpressions(t *testing.T) {
 			{"jump", parts{in, dest, verdict(jump, 4)}, NFTRule{Jump: true}},
 			{"goto", parts{in, dest, verdict(goTo, 4)}, NFTRule{Jump: true}},
 			{"another target", parts{in, dest, target("LOG", nil)}, passes},
+			{"another target, called like the verdict", parts{in, dest, target("DROP", nil)}, passes},
 			{"no target's name", parts{in, dest, target("", nil)}, passes},
 
 			{"not the address", parts{in, loadDest, compared(register, neq, address), end}, stops},

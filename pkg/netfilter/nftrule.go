@@ -30,7 +30,7 @@ type NFTRule struct {
 	Jump bool
 	// Stops: whatever packet the rule matches goes no further. Never set with Odd.
 	Stops bool
-	// Plain: the rule matches on In and Dest, both set, perhaps on TCP, and on nothing else, and Target is DROP or REJECT.
+	// Plain: the rule matches on In and Dest, both set, perhaps on TCP, and on nothing else, and stops the packet. Target is DROP or REJECT.
 	// These are meaningful only then.
 	Plain      bool
 	In         string // an interface pattern in iptables syntax
@@ -143,7 +143,7 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 	if loads[loadIn]+loads[loadInIndex] > 1 || loads[loadProtocol] > 1 || loads[loadDest]+loads[loadDestPart] > 1 {
 		return odd
 	}
-	r.Plain = r.Plain && r.In != "" && r.Dest.IsValid() && (r.Target == "DROP" || r.Target == "REJECT")
+	r.Plain = r.Plain && r.In != "" && r.Dest.IsValid() && r.Stops
 	return r
 }
 
