@@ -112,9 +112,10 @@ func (n *NFT) exchangeOpened(messages []byte, answer func(syscall.NetlinkMessage
 	}
 }
 
-// get asks for one object and returns its attributes, nil if there is none.
+// get asks for one object and returns its attributes, nil if there is none. The kernel's answer is one message, the object or
+// an error, so that no acknowledgement is asked for: each packet to receive delays putting back what is lost.
 func (n *NFT) get(f imds.Family, message int, attrs ...*nl.RtAttr) (object map[uint16]syscall.NetlinkRouteAttr, err error) {
-	err = n.exchange(n.request(f, message, unix.NLM_F_ACK, attrs...), func(a syscall.NetlinkMessage) (bool, error) {
+	err = n.exchange(n.request(f, message, 0, attrs...), func(a syscall.NetlinkMessage) (bool, error) {
 		if a.Header.Type == unix.NLMSG_ERROR {
 			if err := errnoOf(a); err != nil && !errors.Is(err, unix.ENOENT) {
 				return true, err
@@ -122,7 +123,7 @@ func (n *NFT) get(f imds.Family, message int, attrs ...*nl.RtAttr) (object map[u
 			return true, nil
 		}
 		object, err = parseNFT(append([]byte(nil), a.Data...))
-		return false, err
+		return true, err
 	})
 	return object, err
 }

@@ -29,20 +29,23 @@ func (n *NFT) Replace(f imds.Family, table, chain string, top []NFTRule, remove 
 	return nil
 }
 
-// ReplaceInOwn is Replace in a table of our own, with the name given: in a chain that is hooked where iptables' FORWARD is.
-// Table and chain are made if they are not there.
-func (n *NFT) ReplaceInOwn(f imds.Family, table, chain string, top []NFTRule, remove []uint64) error {
+// MakeTable makes a table of our own, with one chain that is hooked where iptables' FORWARD is and has these rules. A table
+// of that name, with whatever is in it, is replaced in the same transaction: it may have been put to sleep, its chain may be
+// hooked elsewhere, and what somebody has added to it must not pile up.
+func (n *NFT) MakeTable(f imds.Family, table, chain string, rules []NFTRule) error {
+	name := nameAttr(unix.NFTA_TABLE_NAME, table)
 	hook := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
 	hook.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, nl.BEUint32Attr(unix.NF_INET_FORWARD))
 	hook.AddRtAttr(unix.NFTA_HOOK_PRIORITY, nl.BEUint32Attr(0)) // NF_IP_PRI_FILTER
-	frame := [][]byte{
-		// Without the flags, a table that somebody has put to sleep would sleep on.
-		n.request(f, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, nameAttr(unix.NFTA_TABLE_NAME, table), number(unix.NFTA_TABLE_FLAGS, 0)),
+	messages := [][]byte{
+		n.request(f, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, name), // or there may be none to delete
+		n.request(f, unix.NFT_MSG_DELTABLE, 0, name),
+		n.request(f, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, name),
 		n.request(f, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, nameAttr(unix.NFTA_CHAIN_TABLE, table), nameAttr(unix.NFTA_CHAIN_NAME, chain), hook,
 			nameAttr(unix.NFTA_CHAIN_TYPE, "filter")),
 	}
-	if err := n.transact(append(frame, n.changes(f, table, chain, top, remove)...)); err != nil {
-		return fmt.Errorf("putting %d rules into the nftables table %s (%s): %w", len(top), table, f, err)
+	if err := n.transact(append(messages, n.changes(f, table, chain, rules, nil)...)); err != nil {
+		return fmt.Errorf("making the nftables table %s (%s) with %d rules: %w", table, f, len(rules), err)
 	}
 	return nil
 }

@@ -175,8 +175,9 @@ func (f *fakeForward) Replace(top []netfilter.NFTRule, remove []uint64) error {
 	return f.replace(&f.chain, top, remove)
 }
 
-func (f *fakeForward) ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error {
-	return f.replace(&f.own, top, remove)
+func (f *fakeForward) MakeOwn(rules []netfilter.NFTRule) error {
+	f.own = []fakeRule{}
+	return f.replace(&f.own, rules, nil)
 }
 
 func (f *fakeForward) replace(chain *[]fakeRule, top []netfilter.NFTRule, remove []uint64) error {

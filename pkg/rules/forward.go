@@ -26,9 +26,9 @@ type forward interface {
 	// Replace puts rules at the top and deletes those with the given handles, in one transaction.
 	Replace(top []netfilter.NFTRule, remove []uint64) error
 
-	// OwnKernel and ReplaceOwn are the same for a chain in a table of our own (see ownTable).
+	// OwnKernel is the same as Kernel for a chain in a table of our own (see ownTable), which MakeOwn makes anew.
 	OwnKernel(s netfilter.Scope) (netfilter.NFTChain, error)
-	ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error
+	MakeOwn(rules []netfilter.NFTRule) error
 
 	// Summary is the kernel's of the legacy table; ok is false while it is not loaded.
 	Summary() (info netfilter.LegacyInfo, ok bool, err error)
@@ -107,9 +107,9 @@ func (n *nodeForward) OwnKernel(s netfilter.Scope) (netfilter.NFTChain, error) {
 	return n.nft.ReadChain(n.family, ownTable, chainName, s)
 }
 
-// ReplaceOwn implements forward.
-func (n *nodeForward) ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error {
-	return n.nft.ReplaceInOwn(n.family, ownTable, chainName, top, remove)
+// MakeOwn implements forward.
+func (n *nodeForward) MakeOwn(rules []netfilter.NFTRule) error {
+	return n.nft.MakeTable(n.family, ownTable, chainName, rules)
 }
 
 // Summary implements forward. It loads no table.

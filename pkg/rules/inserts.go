@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// maxUnrecognised is how many rules that a command has inserted may be in the chain without being recognised.
+	// maxUnrecognised is how many rules that were inserted may be in the chain without being recognised.
 	maxUnrecognised = 3
 	// firstPause is the pause before the next one; it doubles with each more, so that there are about thirty in a year.
 	firstPause = time.Second
@@ -20,7 +20,7 @@ const (
 // errUnrecognised is why no rule is inserted although none is seen. It is no failed command.
 var errUnrecognised = errors.New("inserted rules are in the chain and are not recognised there")
 
-// inserts counts the rules that were inserted by a command, are in the kernel, and are not recognised there. Should iptables
+// inserts counts the rules that were inserted, are in the kernel, and are not recognised there. Should iptables
 // fail to print, or we to recognise, a rule that is there (iptables -C did so in 1.8.10, cloudnativelabs/kube-router#1676,
 // and nodes went down under the duplicates), every look would find it missing and insert one more.
 //
@@ -30,6 +30,7 @@ var errUnrecognised = errors.New("inserted rules are in the chain and are not re
 // them, and those counted so far may have been his as well.
 type inserts struct {
 	pending   int             // so many rules were inserted, and nothing has been read since
+	anew      bool            // those are in a form that has not been read yet
 	before    map[string]bool // the unrecognised rules that name the endpoint, at the last reading
 	stayed    []arrival
 	notBefore time.Time
@@ -41,11 +42,11 @@ type arrival struct {
 	rules    map[string]bool
 }
 
-// made notes the insert of so many rules by a command.
-func (i *inserts) made(rules int) { i.pending = rules }
+// made notes the insert of so many rules: anew by a command, or else as they had been recognised before.
+func (i *inserts) made(rules int, anew bool) { i.pending, i.anew = rules, anew }
 
-// open reports whether an insert was made that may be in the chain without having been recognised.
-func (i *inserts) open() bool { return i.pending > 0 || len(i.stayed) > 0 }
+// open reports whether there may be a rule in the chain that was inserted and not recognised.
+func (i *inserts) open() bool { return i.pending > 0 && i.anew || len(i.stayed) > 0 }
 
 // read notes a reading: whether the rules were recognised, and which rules that name the endpoint were not, each by what
 // tells it from all others. The error says that no more inserts may be made now, and pause for how long.

@@ -24,7 +24,7 @@ func TestInsertsThatStayUnrecognisedEnd(t *testing.T) {
 	for range 365 * 24 * 6 { // a year of looks, one in ten minutes
 		now = now.Add(10 * time.Minute)
 		if _, err := i.read(false, there, now); err == nil {
-			i.made(1)
+			i.made(1, true)
 			pile++
 			there = numbered(pile)
 			_, _ = i.read(false, there, now)
@@ -42,7 +42,7 @@ func TestInsertsThatStayUnrecognisedEnd(t *testing.T) {
 func pile(i *inserts, n int, now time.Time) (err error) {
 	_, _ = i.read(false, numbered(0), now)
 	for k := range n {
-		i.made(1)
+		i.made(1, true)
 		_, err = i.read(false, numbered(k+1), now)
 	}
 	return err
@@ -62,7 +62,7 @@ func TestPauseDoubles(t *testing.T) {
 	var i inserts
 	now := time.Now()
 	for n := 1; n <= 8; n++ {
-		i.made(1)
+		i.made(1, true)
 		pause, _ := i.read(false, numbered(n), now)
 		want := time.Duration(0)
 		if n >= maxUnrecognised {
@@ -82,7 +82,7 @@ func TestInsertsThatGoAgainGoOn(t *testing.T) {
 	var i inserts
 	now := time.Now()
 	for n := range 10_000 {
-		i.made(1)
+		i.made(1, true)
 		// His own rules name the endpoint too, more of them each time, and each time they are new ones.
 		his := map[string]bool{}
 		for k := range n%50 + 3 {
@@ -113,16 +113,16 @@ func TestOthersRulesEndThePause(t *testing.T) {
 // One insert of several rules counts as so many, and never as more.
 func TestInsertsOfSeveralRules(t *testing.T) {
 	var i inserts
-	i.made(2)
+	i.made(2, true)
 	if _, err := i.read(false, numbered(2), time.Now()); err != nil {
 		t.Errorf("two rules: %v", err)
 	}
-	i.made(2)
+	i.made(2, true)
 	if _, err := i.read(false, numbered(4), time.Now()); err == nil {
 		t.Error("four rules, and no pause")
 	}
 	i = inserts{}
-	i.made(1)
+	i.made(1, true)
 	if _, err := i.read(false, numbered(10), time.Now()); err != nil {
 		t.Errorf("one of ours among ten that came: %v", err)
 	}
@@ -178,7 +178,7 @@ func TestOpenInserts(t *testing.T) {
 		{"what was there then has not come with an insert", 1, false, 4, false},
 	} {
 		if step.made > 0 {
-			if i.made(step.made); !i.open() {
+			if i.made(step.made, true); !i.open() {
 				t.Errorf("%s: an insert just made is not open", step.name)
 			}
 		}
@@ -194,7 +194,7 @@ func TestInsertOfWhichLessCame(t *testing.T) {
 	var i inserts
 	now := time.Now()
 	for n := 1; n <= maxUnrecognised; n++ {
-		i.made(2)
+		i.made(2, true)
 		if _, err := i.read(false, numbered(n), now); (err != nil) != (n == maxUnrecognised) {
 			t.Errorf("after %d inserts of two rules, of each of which one came: %v", n, err)
 		}

@@ -85,11 +85,11 @@ func (f *flawed) OwnKernel(s netfilter.Scope) (netfilter.NFTChain, error) {
 	return c, err
 }
 
-func (f *flawed) ReplaceOwn(top []netfilter.NFTRule, remove []uint64) error {
+func (f *flawed) MakeOwn(rules []netfilter.NFTRule) error {
 	if f.writeErr != nil {
 		return f.writeErr
 	}
-	return f.fakeForward.ReplaceOwn(top, remove)
+	return f.fakeForward.MakeOwn(rules)
 }
 
 // keepFlawed is a table that is in force, and the flaws to come.

@@ -87,7 +87,7 @@ func commandsIn(t *testing.T, backends ...Backend) {
 func TestSelector(t *testing.T) {
 	both := []Backend{NFT, Legacy}
 	hint := func(chain string) func(*netfilter.NFT) error {
-		return func(n *netfilter.NFT) error { return n.ReplaceInOwn(imds.IPv6, "mangle", chain, nil, nil) }
+		return func(n *netfilter.NFT) error { return n.MakeTable(imds.IPv6, "mangle", chain, nil) }
 	}
 	nothing := func(*netfilter.NFT) error { return nil }
 	for _, c := range []struct {
@@ -113,7 +113,7 @@ func TestSelector(t *testing.T) {
 		{"an older kubelet's", both, Auto, Legacy, hint("KUBE-KUBELET-CANARY"), NFT, ""},
 		{"another chain", both, Auto, Legacy, hint("KUBE-SERVICES"), Legacy, ""},
 		{"a filter table in nft alone", both, Auto, "", func(n *netfilter.NFT) error {
-			return n.ReplaceInOwn(imds.IPv4, tableName, chainName, nil, nil)
+			return n.MakeTable(imds.IPv4, tableName, chainName, nil)
 		}, NFT, ""},
 	} {
 		commandsIn(t, c.installed...)
@@ -154,7 +154,7 @@ func TestSelectorChanges(t *testing.T) {
 		}
 		var n netfilter.NFT
 		defer n.Close()
-		if err := n.ReplaceInOwn(imds.IPv4, "mangle", "KUBE-IPTABLES-HINT", nil, nil); err != nil {
+		if err := n.MakeTable(imds.IPv4, "mangle", "KUBE-IPTABLES-HINT", nil); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {
@@ -188,8 +188,8 @@ func TestCleanupOfOurOwnTable(t *testing.T) {
 			netfilter.PlainRule(imds.IPv6, "eni+", dest, false, "DROP", ""), netfilter.PlainRule(imds.IPv6, "cali+", dest, false, "DROP", ""),
 		}
 		for _, prepare := range []func() error{
-			func() error { return n.ReplaceInOwn(imds.IPv6, ownTable, chainName, top, nil) },
-			func() error { return n.ReplaceInOwn(imds.IPv6, "somebody-else's", chainName, top, nil) },
+			func() error { return n.MakeTable(imds.IPv6, ownTable, chainName, top) },
+			func() error { return n.MakeTable(imds.IPv6, "somebody-else's", chainName, top) },
 		} {
 			if err := prepare(); err != nil {
 				t.Fatal(err)

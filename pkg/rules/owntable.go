@@ -14,15 +14,16 @@ import (
 // ownTable is the nftables table that holds the rules then, in a chain called like iptables'. Cleanup deletes it.
 const ownTable = "imds-guard"
 
-// lookOwn looks for the rules in our own table, words being why FORWARD is useless.
-func (t *Table) lookOwn(want []Rule, words string) seen {
-	k, err := readKernel(t.forward.OwnKernel, t.family.Endpoint().Addr(), want)
+// lookOwn looks for the rules in our own table, forward being useless.
+func (t *Table) lookOwn(forward kernelChain) seen {
+	words := forward.useless()
+	k, err := readKernel(t.forward.OwnKernel, t.family.Endpoint().Addr(), forward.want)
 	if err != nil {
 		return t.unreadable(err)
 	}
 	s := seen{kernel: k, own: true, state: layer.Enforced,
 		detail: fmt.Sprintf("in a table of its own, %s, because %s", ownTable, words)}
-	t.blocked.add(k.want, k.counters())
+	t.blockedOwn.add(k.want, k.counters())
 	if !k.inPlace() || k.useless() != "" {
 		s.state, s.detail = layer.Missing, words
 	}
@@ -31,13 +32,13 @@ func (t *Table) lookOwn(want []Rule, words string) seen {
 
 // repairOwn puts the rules into our own table. iptables can't: it knows its own tables only.
 func (t *Table) repairOwn(s seen) error {
-	var top []netfilter.NFTRule
+	var rules []netfilter.NFTRule
 	for _, r := range s.want {
-		top = append(top, netfilter.PlainRule(t.family, r.In, r.Dest.Addr(), r.TCP, r.Target, r.RejectWith))
+		rules = append(rules, netfilter.PlainRule(t.family, r.In, r.Dest.Addr(), r.TCP, r.Target, r.RejectWith))
 	}
-	err := replaceAll(t.forward.ReplaceOwn, top, s.kernel.handles())
+	err := t.forward.MakeOwn(rules)
 	if err == nil {
-		t.blocked.restart()
+		t.blockedOwn.restart()
 	}
 	return err
 }

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
@@ -136,40 +134,6 @@ func TestNothingIsKnownOfAnotherBackend(t *testing.T) {
 // inserts0 reports whether an insert is open.
 func (k *kept) inserts0() bool { return k.Table.inserts.open() }
 
-// While all is well a command waits for a moment, and never when there may be something to do.
-func TestPatience(t *testing.T) {
-	const patience = time.Second
-	for _, c := range []struct {
-		name   string
-		tamper func(*kept)
-		waits  time.Duration
-		lists  int
-	}{
-		{"all is well", func(*kept) {}, patience, 1},
-		{"a second copy below", func(k *kept) { k.chain = append(k.chain, k.written(wanted(t, policy.Drop, "eni+")[0])) }, patience, 1},
-		{"harmless above", func(k *kept) { k.above("-i docker0 -j ACCEPT", accept) }, 0, 1},
-		{"accept above", func(k *kept) { k.above("-j ACCEPT", accept) }, 0, 1},
-		{"gone", func(k *kept) { k.flush() }, 0, 0},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			k, f := keepFlawed(t, NFT, policyOf(t, policy.Drop, "eni+"))
-			k.Table.patience = patience
-			c.tamper(k)
-			start, lists := time.Now(), 0
-			f.listing = func() {
-				lists++
-				if waited := time.Since(start); waited != c.waits {
-					t.Errorf("%s: iptables is asked after %s", c.name, waited)
-				}
-			}
-			k.look()
-			if lists != c.lists {
-				t.Errorf("%s: %d listings", c.name, lists)
-			}
-		})
-	}
-}
-
 // On a new node iptables is not asked before the rules are in.
 func TestFirstLookOfAnEmptyChain(t *testing.T) {
 	k := keep(t, NFT)
@@ -294,6 +258,26 @@ func TestOwnTableThatIsUseless(t *testing.T) {
 	f.fakeForward.own[0].kernel.Packets = 20
 	if got := k.must(layer.Enforced, "moved to the top"); got.Blocked != 36 {
 		t.Errorf("%d packets", got.Blocked)
+	}
+}
+
+// A FORWARD that is put to sleep and woken again keeps its counters, and no packet is counted twice.
+func TestPacketsOfAForwardThatSleeps(t *testing.T) {
+	k, f := keepFlawed(t, NFT, policyOf(t, policy.Drop, "eni+"))
+	f.lie = k.counted
+	k.chain[0].kernel.Packets = 5
+	for _, c := range []struct {
+		dormant bool
+		own     uint64
+		want    uint64
+	}{{false, 0, 5}, {true, 7, 12}, {false, 7, 12}, {true, 8, 13}} {
+		k.dormant = c.dormant
+		if k.repair(); len(k.own) > 0 {
+			k.own[0].kernel.Packets = c.own
+		}
+		if got := k.must(layer.Enforced, "kept"); got.Blocked != c.want {
+			t.Errorf("dormant %t: %d packets, want %d", c.dormant, got.Blocked, c.want)
+		}
 	}
 }
 

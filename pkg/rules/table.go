@@ -25,9 +25,6 @@ const LayerName = "iptables"
 type Table struct {
 	family  imds.Family
 	forward forward
-	// patience is for how long iptables is not asked while all is well: a fork takes the processor from the keeper of the other
-	// family, which was woken at the same moment and may have something to put back.
-	patience time.Duration
 
 	backend Backend // of the last look
 	// known are the wanted rules as nftables had them when iptables and the kernel agreed that they were right.
@@ -39,12 +36,13 @@ type Table struct {
 	harmless kernelChain
 	listed   legacyListing // the last one
 	inserts  inserts
-	blocked  blocked
+	// blocked and blockedOwn count what the rules in FORWARD and in our own table have stopped.
+	blocked, blockedOwn blocked
 }
 
 // NewTable makes the layer of one family. All families share the selector.
 func NewTable(f imds.Family, s *Selector) *Table {
-	return &Table{family: f, forward: newForward(f, s), patience: 5 * time.Millisecond}
+	return &Table{family: f, forward: newForward(f, s)}
 }
 
 // ID implements guard.Layer.
@@ -72,21 +70,26 @@ type seen struct {
 
 // Look implements guard.Layer.
 func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
-	backend := t.forward.Backend()
-	if backend != t.backend {
-		t.backend, t.known, t.distrusted, t.listed, t.harmless = backend, nil, false, legacyListing{}, kernelChain{}
-		t.inserts, t.blocked.last = inserts{}, nil
-	}
 	want := Desired(t.family, p)
 	var s seen
-	if len(want) == 0 {
+	// What the kernel has lost is put back before the backend is chosen anew, which takes longer than this reading and the
+	// putting back together.
+	kernel, err := t.readNFT(want)
+	putBack := err == nil && t.follows(kernel) && t.canPutBack(kernel.missing())
+	if !putBack && t.choose() {
+		kernel, err = t.readNFT(want)
+	}
+	switch {
+	case len(want) == 0:
 		s = t.unreadable(errors.New("the policy names no interface"))
-	} else if backend == NFT {
-		s = t.lookNFT(want, doubt)
-	} else {
+	case putBack:
+		s = t.byKernel(kernel, nil)
+	case t.backend == NFT:
+		s = t.lookNFT(kernel, err, doubt)
+	default:
 		s = t.lookLegacy(want, doubt)
 	}
-	s.backend, s.want = backend, want
+	s.backend, s.want = t.backend, want
 	again := time.Duration(0)
 	if s.state != layer.Unknown && s.state != layer.Unsupported {
 		var err error
@@ -95,8 +98,41 @@ func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 		}
 	}
 	return layer.Finding{Plan: s, Again: again, Reading: layer.Reading{
-		State: s.state, Detail: s.detail, Err: s.err, Rules: s.present(), Blocked: t.blocked.total, Place: string(backend),
+		State: s.state, Detail: s.detail, Err: s.err, Rules: s.present(), Blocked: t.blocked.total + t.blockedOwn.total,
+		Place: string(t.backend),
 	}}
+}
+
+// choose chooses the backend anew, and reports whether it is another now. What is known of one says nothing of another.
+func (t *Table) choose() (changed bool) {
+	backend := t.forward.Backend()
+	if backend == t.backend {
+		return false
+	}
+	*t = Table{family: t.family, forward: t.forward, backend: backend, blocked: t.blocked, blockedOwn: t.blockedOwn}
+	t.blocked.last, t.blockedOwn.last = nil, nil
+	return true
+}
+
+// readNFT reads the kernel's list, which says nothing unless nft is the backend in use.
+func (t *Table) readNFT(want []Rule) (kernelChain, error) {
+	if t.backend != NFT {
+		return kernelChain{}, nil
+	}
+	return readKernel(t.forward.Kernel, t.family.Endpoint().Addr(), want)
+}
+
+// canPutBack reports whether rules are missing, and all that are missing are known as the kernel had them.
+func (t *Table) canPutBack(missing []Rule) bool {
+	unknown := func(r Rule) bool { _, known := t.known[r]; return !known }
+	return len(missing) > 0 && !t.distrusted && !slices.ContainsFunc(missing, unknown)
+}
+
+// follows reports whether the kernel's list is followed where it lacks a rule. After an insert that may not have been
+// recognised, iptables has its say first: should it show what that list seems to lack, the list is not understood, and must
+// not be followed into another insert.
+func (t *Table) follows(k kernelChain) bool {
+	return !t.distrusted && !t.inserts.open() && k.useless() == ""
 }
 
 // present are the wanted rules that were read back.
@@ -119,24 +155,18 @@ func (t *Table) unreadable(err error) seen {
 // lookTries is how often the kernel and iptables are asked anew because somebody has written in between.
 const lookTries = 3
 
-// lookNFT asks the kernel first: iptables-nft omits or misprints rules that it did not write, and after somebody has deleted
-// rules its exit waits for the kernel (see netfilter.NFT), which would hold up putting them back. What iptables prints then
-// says what other rules are, and has to agree about ours.
-func (t *Table) lookNFT(want []Rule, doubt func(string)) seen {
-	endpoint := t.family.Endpoint().Addr()
-	var kernel kernelChain
+// lookNFT goes by the kernel's list first: iptables-nft omits or misprints rules that it did not write, and after somebody has
+// deleted rules its exit waits for the kernel (see netfilter.NFT), which would hold up putting them back. What iptables prints
+// then says what other rules are, and has to agree about ours.
+func (t *Table) lookNFT(kernel kernelChain, err error, doubt func(string)) seen {
 	var why error // iptables has no say
 	for range lookTries {
-		var err error
-		if kernel, err = readKernel(t.forward.Kernel, endpoint, want); err != nil {
+		switch {
+		case err != nil:
 			return t.unreadable(err)
-		}
-		if words := kernel.useless(); words != "" {
-			return t.lookOwn(want, words)
-		}
-		// After an insert that may not have been recognised, iptables has its say first: should it show what the kernel's
-		// list seems to lack, that list is not understood, and must not be followed into another insert.
-		if missing := kernel.missing(); len(missing) > 0 && !t.distrusted && !t.inserts.open() {
+		case kernel.useless() != "":
+			return t.lookOwn(kernel)
+		case len(kernel.missing()) > 0 && t.follows(kernel):
 			return t.byKernel(kernel, nil)
 		}
 		if state, detail := kernel.state(errors.New("iptables has not been asked yet")); !state.Protects() && !t.distrusted && !kernel.sameAs(t.harmless) {
@@ -148,28 +178,22 @@ func (t *Table) lookNFT(want []Rule, doubt func(string)) seen {
 		case kernel.Incomplete:
 			return t.byKernel(kernel, errors.New("somebody writes all the time"))
 		}
-		if kernel.inPlace() {
-			time.Sleep(t.patience)
-		}
 		var chain Chain
-		if chain, why = list(t.family, func() ([]string, error) { return t.forward.List(NFT) }); why == nil {
-			after, err := readKernel(t.forward.Kernel, endpoint, want)
-			switch {
-			case err != nil:
-				return t.unreadable(err)
-			case kernel.sameAs(after) && len(chain.Lines) == after.Length && after.shows(chain, want):
-				return t.agreed(chain, after)
-			}
-			why = errors.New("somebody writes all the time")
-			continue
+		before := kernel
+		chain, why = list(t.family, func() ([]string, error) { return t.forward.List(NFT) })
+		if kernel, err = t.readNFT(before.want); err != nil || why != nil {
+			break
 		}
-		if kernel, err = readKernel(t.forward.Kernel, endpoint, want); err != nil {
-			return t.unreadable(err)
+		if before.sameAs(kernel) && len(chain.Lines) == kernel.Length && kernel.shows(chain, kernel.want) {
+			return t.agreed(chain, kernel)
 		}
-		if words := kernel.useless(); words != "" {
-			return t.lookOwn(want, words)
-		}
-		break
+		why = errors.New("somebody writes all the time")
+	}
+	switch {
+	case err != nil:
+		return t.unreadable(err)
+	case kernel.useless() != "":
+		return t.lookOwn(kernel)
 	}
 	s := t.byKernel(kernel, why)
 	if _, command := errors.AsType[*CommandError](why); command {
@@ -284,20 +308,20 @@ func (t *Table) Repair(_ policy.Policy, f layer.Finding) error {
 
 // putBack puts back what the kernel has lost, as the kernel had it, and reports whether that did.
 func (t *Table) putBack(s seen) bool {
+	if !t.canPutBack(s.missing) {
+		return false
+	}
 	var rules []netfilter.NFTRule
 	for _, r := range s.missing {
-		known, ok := t.known[r]
-		if !ok || t.distrusted {
-			return false
-		}
-		rules = append(rules, known)
+		rules = append(rules, t.known[r])
 	}
+	t.inserts.made(len(rules), false)
 	return t.forward.Replace(rules, nil) == nil
 }
 
 // insert inserts what is missing by commands.
 func (t *Table) insert(s seen) error {
-	t.inserts.made(len(s.missing))
+	t.inserts.made(len(s.missing), true)
 	if s.copies != nil && !s.direct && len(s.want) > 1 {
 		return t.move(s)
 	}

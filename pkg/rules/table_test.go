@@ -275,6 +275,49 @@ func TestLegacyListing(t *testing.T) {
 	}
 }
 
+// What is put back as the kernel had it, and is not recognised again, is bounded like every insert.
+func TestUnrecognisedPutBackIsBounded(t *testing.T) {
+	k := keep(t, NFT)
+	k.repair()
+	k.must(layer.Enforced, "at the start")
+	k.flush()
+	k.lie, k.blind = func(lines []string) []string { return lines[:1] }, true
+	for range 100 {
+		k.repair()
+	}
+	if len(k.chain) != maxUnrecognised || k.replaces == 0 {
+		t.Errorf("the chain is %q, %d times put back", k.texts(), k.replaces)
+	}
+	k.must(layer.Unknown, "not recognised")
+}
+
+// In a fight what is put back is found gone without a fork.
+func TestPutBackThatIsUndoneGoesOnWithoutACommand(t *testing.T) {
+	k := keep(t, NFT)
+	k.repair()
+	k.must(layer.Enforced, "at the start")
+	lists := k.lists
+	for range 100 {
+		k.flush()
+		k.repair()
+	}
+	if k.replaces != 100 || k.lists != lists || k.fakeForward.inserts != 1 {
+		t.Errorf("%d times put back, %d listings, %d inserts", k.replaces, k.lists-lists, k.fakeForward.inserts)
+	}
+}
+
+// A table of our own in which nothing is recognised does not grow.
+func TestOwnTableDoesNotGrow(t *testing.T) {
+	k := keep(t, NFT)
+	k.dormant, k.blind = true, true
+	for range 100 {
+		k.repair()
+	}
+	if len(k.own) != 1 {
+		t.Errorf("%d rules", len(k.own))
+	}
+}
+
 // The kernel's list is not understood, iptables shows the rule: iptables has the word, that is said, and it ends.
 func TestDistrustOfTheKernelsList(t *testing.T) {
 	k := keep(t, NFT)
@@ -486,6 +529,11 @@ func TestBackendChange(t *testing.T) {
 	k.repair()
 	f := k.must(layer.Enforced, "nft")
 	k.fakeForward.backend = Legacy
+	k.flush()
+	k.repair()
+	if k.must(layer.Enforced, "put back before another backend is chosen"); k.replaces != 1 {
+		t.Errorf("%d times put back", k.replaces)
+	}
 	k.flush()
 	g := k.must(layer.Missing, "legacy")
 	if f.Place == g.Place || g.Place != string(Legacy) {
