@@ -87,7 +87,7 @@ func (g *Guard) Status() Status { return g.board.status(time.Now()) }
 // processor, and for legacy's lock, with the one that may have something to repair.
 func (g *Guard) Wake(families ...imds.Family) {
 	for _, k := range g.keepers {
-		if len(families) == 0 || slices.Contains(families, k.layer.ID().Family) {
+		if len(families) == 0 || slices.Contains(families, k.family) {
 			k.Wake()
 		}
 	}

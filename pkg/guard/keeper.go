@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
@@ -27,10 +28,11 @@ const (
 	linesBurst = 3
 )
 
-// keeper owns a layer. All but Wake belongs to the goroutine of run.
+// keeper owns a layer. All but Wake and the family belongs to the goroutine of run.
 type keeper struct {
 	*Config
 	layer  Layer
+	family imds.Family // the layer's, for those who must not call it
 	log    *slog.Logger // names the layer
 	policy func() *policy.Policy
 	place  *place
@@ -50,7 +52,7 @@ type keeper struct {
 func newKeeper(l Layer, c *Config, p func() *policy.Policy, at *place) *keeper {
 	id := l.ID()
 	return &keeper{
-		Config: c, layer: l, policy: p, place: at,
+		Config: c, layer: l, family: id.Family, policy: p, place: at,
 		log:   c.Log.With("layer", id.Name, "family", id.Family),
 		wake:  make(chan struct{}, 1),
 		looks: rate.NewLimiter(looksPerSecond, looksBurst),
