@@ -552,6 +552,25 @@ func TestNewPlaceIsNoDrift(t *testing.T) {
 	}
 }
 
+// Nor is it one, or a failed repair, if the place is another once what was lost in the old one has been put back.
+func TestNewPlaceAfterARepair(t *testing.T) {
+	g := newTest(layer.Enforced)
+	g.look()
+	g.l.state, g.l.undo = layer.Missing, layer.Missing
+	g.l.during = func() { g.l.place = "elsewhere" }
+	if again := g.keepers[0].look(); again != minRetry {
+		t.Errorf("the next look is after %s", again)
+	}
+	g.l.undo, g.l.during = layer.State{}, nil
+	g.look()
+	if g.rec.drift[layer.Missing] != 1 || g.rec.errors != 0 || !g.Status().Protected {
+		t.Errorf("drift %v, %d failed repairs, %+v", g.rec.drift, g.rec.errors, g.Status())
+	}
+	if n := strings.Count(g.log.String(), "rules installed"); n != 1 {
+		t.Errorf("%d installs in the log:\n%s", n, g.log)
+	}
+}
+
 func TestPolicyIsReplacedWhileRunning(t *testing.T) {
 	running(t, func(g test) {
 		g.SetPolicy(policy.New(nil, policy.Reject))

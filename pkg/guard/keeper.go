@@ -32,7 +32,7 @@ const (
 type keeper struct {
 	*Config
 	layer  Layer
-	family imds.Family // the layer's, for those who must not call it
+	family imds.Family  // the layer's, for those who must not call it
 	log    *slog.Logger // names the layer
 	policy func() *policy.Policy
 	place  *place
@@ -116,7 +116,11 @@ func (k *keeper) look() (again time.Duration) {
 	if repaired {
 		after := k.read(p)
 		now, found.Again = after.Reading, after.Again
-		again = k.judge(found.Reading, now, err, time.Since(began), suspect)
+		if now.Place == found.Place {
+			again = k.judge(found.Reading, now, err, time.Since(began), suspect)
+		} else {
+			again = minRetry // that the rules are not in a new place yet says nothing of the repair
+		}
 	}
 	if found.Again > 0 {
 		again = min(again, found.Again)

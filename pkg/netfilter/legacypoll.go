@@ -33,7 +33,8 @@ type LegacyPoll struct {
 }
 
 // NewLegacyPoll makes a poll that is off: reading a summary would load the table where legacy is not in use. wake is called
-// with the family whose summary has changed, and with none when the poll begins, lost when one can't be read, once until it can be again.
+// with the family whose summary has changed, and with none when the poll begins; lost when one can't be read, once until it
+// can be again.
 func NewLegacyPoll(wake func(...imds.Family), lost func(error), families ...imds.Family) *LegacyPoll {
 	return &LegacyPoll{families: families, wake: wake, lost: lost, on: make(chan bool, 1)}
 }

@@ -30,8 +30,8 @@ type NFTRule struct {
 	Jump bool
 	// Stops: whatever packet the rule matches goes no further. Never set with Odd.
 	Stops bool
-	// Plain: the rule matches on In and Dest, both set, perhaps on TCP, and on nothing else, and stops the packet. Target is DROP or REJECT.
-	// These are meaningful only then.
+	// Plain: the rule matches on In and Dest, both set, perhaps on TCP, and on nothing else, and stops the packet. Target is
+	// DROP or REJECT. These are meaningful only then.
 	Plain      bool
 	In         string // an interface pattern in iptables syntax
 	Dest       netip.Addr

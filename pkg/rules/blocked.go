@@ -8,8 +8,12 @@ import "slices"
 // back, and rather misses a packet than counts one twice.
 type blocked struct {
 	total uint64
-	last  map[Rule]counted
+	last  map[place]map[Rule]counted
 }
+
+// place is a chain that may hold the rules: FORWARD of a backend, by its name, or the one in our own table. Rules and counters
+// in one stay while another is read.
+type place string
 
 // counted is the state of a rule's counters at the last look.
 type counted struct {
@@ -18,9 +22,9 @@ type counted struct {
 }
 
 // add takes the counters of a fresh reading.
-func (b *blocked) add(want []Rule, now map[Rule]counted) {
+func (b *blocked) add(at place, want []Rule, now map[Rule]counted) {
 	for _, r := range want {
-		before, after := b.last[r], now[r]
+		before, after := b.last[at][r], now[r]
 		switch {
 		case after.packets >= before.packets:
 			b.total += after.packets - before.packets
@@ -28,7 +32,10 @@ func (b *blocked) add(want []Rule, now map[Rule]counted) {
 			b.total += after.packets // the rule was put in again, or its counter was zeroed
 		}
 	}
-	b.last = now
+	if b.last == nil {
+		b.last = map[place]map[Rule]counted{}
+	}
+	b.last[at] = now
 }
 
 // counters are those of the wanted rules, as iptables prints them.
@@ -56,4 +63,4 @@ func (k kernelChain) counters() map[Rule]counted {
 }
 
 // restart notes that the rules were put in anew, with counters at zero.
-func (b *blocked) restart() { b.last = nil }
+func (b *blocked) restart(at place) { delete(b.last, at) }

@@ -137,7 +137,7 @@ func TestBlockedNeverGoesBack(t *testing.T) {
 		for _, p := range packets {
 			c.Lines = append(c.Lines, Line{Rule: rule, Exact: true, Packets: p})
 		}
-		if b.add([]Rule{rule}, c.counters([]Rule{rule})); b.total != want {
+		if b.add(place(NFT), []Rule{rule}, c.counters([]Rule{rule})); b.total != want {
 			t.Errorf("after a look at %v: %d packets, want %d", packets, b.total, want)
 		}
 	}
@@ -149,7 +149,7 @@ func TestBlockedNeverGoesBack(t *testing.T) {
 	look(20, 2)    // the first copy deleted
 	look(21, 1)    // zeroed
 	look(22, 2)
-	b.restart() // our own transaction
+	b.restart(place(NFT)) // our own transaction
 	look(24, 2)
 }
 

@@ -23,7 +23,7 @@ func (t *Table) lookOwn(forward kernelChain) seen {
 	}
 	s := seen{kernel: k, own: true, state: layer.Enforced,
 		detail: fmt.Sprintf("in a table of its own, %s, because %s", ownTable, words)}
-	t.blockedOwn.add(k.want, k.counters())
+	t.blocked.add(ownTable, k.want, k.counters())
 	if !k.inPlace() || k.useless() != "" {
 		s.state, s.detail = layer.Missing, words
 	}
@@ -38,7 +38,7 @@ func (t *Table) repairOwn(s seen) error {
 	}
 	err := t.forward.MakeOwn(rules)
 	if err == nil {
-		t.blockedOwn.restart()
+		t.blocked.restart(ownTable)
 	}
 	return err
 }

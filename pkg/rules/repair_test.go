@@ -104,7 +104,7 @@ func TestTableThatIsNotLoaded(t *testing.T) {
 func TestNothingIsKnownOfAnotherBackend(t *testing.T) {
 	k := keep(t, NFT)
 	k.known = map[Rule]netfilter.NFTRule{}
-	k.blocked.last = map[Rule]counted{wanted(t, policy.Drop, "eni+")[0]: {1000, 1}}
+	k.blocked.last = map[place]map[Rule]counted{place(NFT): {wanted(t, policy.Drop, "eni+")[0]: {1000, 1}}}
 	k.lie, k.blind = func(lines []string) []string { return lines[:1] }, true
 	for range 10 {
 		k.repair()
@@ -121,7 +121,7 @@ func TestNothingIsKnownOfAnotherBackend(t *testing.T) {
 	if k.distrusted || k.inserts0() || k.known != nil || k.harmless.NFTChain.Exists {
 		t.Errorf("left over: %+v", k.Table)
 	}
-	k.blocked.last = map[Rule]counted{wanted(t, policy.Drop, "eni+")[0]: {1000, 1}}
+	k.blocked.last = map[place]map[Rule]counted{place(Legacy): {wanted(t, policy.Drop, "eni+")[0]: {1000, 1}}}
 	k.fakeForward.backend = NFT
 	k.lie = func(lines []string) []string {
 		return []string{lines[0], strings.Replace(lines[1], "-c 0 0", "-c 1500 0", 1)}
@@ -278,6 +278,39 @@ func TestPacketsOfAForwardThatSleeps(t *testing.T) {
 		if got := k.must(layer.Enforced, "kept"); got.Blocked != c.want {
 			t.Errorf("dormant %t: %d packets, want %d", c.dormant, got.Blocked, c.want)
 		}
+	}
+}
+
+// A backend that is used again after another has counted on from where it was.
+func TestPacketsOfABackendThatIsUsedAgain(t *testing.T) {
+	k, f := keepFlawed(t, NFT, policyOf(t, policy.Drop, "eni+"))
+	f.lie = k.counted
+	k.chain[0].kernel.Packets = 5
+	for i, b := range []Backend{NFT, Legacy, NFT} {
+		k.fakeForward.backend = b
+		// The two have separate chains; that of the fake counts 5 in either.
+		want := uint64(5)
+		if i > 0 {
+			want = 10
+		}
+		if got := k.must(layer.Enforced, string(b)); got.Blocked != want {
+			t.Errorf("%s: %d packets, want %d", b, got.Blocked, want)
+		}
+	}
+}
+
+// In a fight the backend is chosen at every other look at least.
+func TestBackendIsChosenInAFight(t *testing.T) {
+	k := keep(t, NFT)
+	k.repair()
+	k.must(layer.Enforced, "at the start")
+	k.fakeForward.backend = Legacy
+	for range 2 {
+		k.flush()
+		k.look()
+	}
+	if f := k.must(layer.Missing, "in a fight"); f.Place != string(Legacy) {
+		t.Errorf("still in %s", f.Place)
 	}
 }
 

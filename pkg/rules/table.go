@@ -36,8 +36,9 @@ type Table struct {
 	harmless kernelChain
 	listed   legacyListing // the last one
 	inserts  inserts
-	// blocked and blockedOwn count what the rules in FORWARD and in our own table have stopped.
-	blocked, blockedOwn blocked
+	blocked  blocked
+	// unchosen: the last look did not choose the backend anew.
+	unchosen bool
 }
 
 // NewTable makes the layer of one family. All families share the selector.
@@ -75,15 +76,13 @@ func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 	// What the kernel has lost is put back before the backend is chosen anew, which takes longer than this reading and the
 	// putting back together.
 	kernel, err := t.readNFT(want)
-	putBack := err == nil && t.follows(kernel) && t.canPutBack(kernel.missing())
-	if !putBack && t.choose() {
+	putBack := err == nil && !t.unchosen && t.follows(kernel) && t.canPutBack(kernel.missing())
+	if t.unchosen = putBack; !putBack && t.choose() {
 		kernel, err = t.readNFT(want)
 	}
 	switch {
 	case len(want) == 0:
 		s = t.unreadable(errors.New("the policy names no interface"))
-	case putBack:
-		s = t.byKernel(kernel, nil)
 	case t.backend == NFT:
 		s = t.lookNFT(kernel, err, doubt)
 	default:
@@ -98,8 +97,7 @@ func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 		}
 	}
 	return layer.Finding{Plan: s, Again: again, Reading: layer.Reading{
-		State: s.state, Detail: s.detail, Err: s.err, Rules: s.present(), Blocked: t.blocked.total + t.blockedOwn.total,
-		Place: string(t.backend),
+		State: s.state, Detail: s.detail, Err: s.err, Rules: s.present(), Blocked: t.blocked.total, Place: string(t.backend),
 	}}
 }
 
@@ -109,8 +107,7 @@ func (t *Table) choose() (changed bool) {
 	if backend == t.backend {
 		return false
 	}
-	*t = Table{family: t.family, forward: t.forward, backend: backend, blocked: t.blocked, blockedOwn: t.blockedOwn}
-	t.blocked.last, t.blockedOwn.last = nil, nil
+	*t = Table{family: t.family, forward: t.forward, backend: backend, blocked: t.blocked}
 	return true
 }
 
@@ -206,7 +203,7 @@ func (t *Table) lookNFT(kernel kernelChain, err error, doubt func(string)) seen 
 func (t *Table) byKernel(k kernelChain, why error) seen {
 	s := seen{kernel: k, missing: k.missing(), named: k.named(), direct: true}
 	s.state, s.detail = k.state(why)
-	t.blocked.add(k.want, k.counters())
+	t.blocked.add(place(NFT), k.want, k.counters())
 	return s
 }
 
@@ -222,7 +219,7 @@ func (t *Table) agreed(chain Chain, k kernelChain) seen {
 			return !l.Exact || l.Rule != r
 		})
 		if len(shown) == 0 {
-			delete(t.known, r) // or it would be put back without a command, and without bound
+			delete(t.known, r) // or it would be put back without a command
 		}
 		k.copies[r] = shown
 	}
@@ -236,7 +233,7 @@ func (t *Table) agreed(chain Chain, k kernelChain) seen {
 			t.distrusted = true
 		}
 	}
-	t.blocked.add(k.want, chain.counters(k.want))
+	t.blocked.add(place(NFT), k.want, chain.counters(k.want))
 	if s.state.Protects() {
 		t.harmless = k
 	}
@@ -263,7 +260,7 @@ func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
 		if detail, yes := unsupported(t.family, nil); yes {
 			return seen{state: layer.Unsupported, detail: detail}
 		}
-		t.blocked.add(want, nil)
+		t.blocked.add(place(Legacy), want, nil)
 		return seen{state: layer.Missing, detail: "the table is not loaded", missing: want}
 	}
 	extent := unmeasured
@@ -282,7 +279,7 @@ func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
 	maps.Copy(s.named, numberedKeys("not listed", t.listed.hidden))
 	s.state, s.detail = Compare(want, chain)
 	s.missing = slices.DeleteFunc(slices.Clone(want), func(r Rule) bool { return s.copies[r] > 0 })
-	t.blocked.add(want, chain.counters(want))
+	t.blocked.add(place(Legacy), want, chain.counters(want))
 	return s
 }
 
@@ -338,7 +335,7 @@ func (t *Table) insert(s seen) error {
 func (t *Table) move(s seen) error {
 	err := t.forward.Move(s.backend, s.copies, s.want)
 	if err == nil {
-		t.blocked.restart()
+		t.blocked.restart(place(s.backend))
 	}
 	return err
 }
@@ -351,7 +348,7 @@ func (t *Table) moveDirectly(s seen) error {
 	}
 	err := replaceAll(t.forward.Replace, top, s.kernel.handles())
 	if err == nil {
-		t.blocked.restart()
+		t.blocked.restart(place(s.backend))
 	}
 	return err
 }
