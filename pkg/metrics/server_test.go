@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -317,8 +318,11 @@ func TestConfigBrokenLater(t *testing.T) {
 			address, health := freeAddress(t), freeAddress(t)
 			file := filepath.Join(t.TempDir(), "web.yaml")
 			writeConfig(t, file, users)
-			tick := make(chan struct{})
-			s := serve(t, &Server{Address: address, HealthAddress: health, WebConfigFile: file, pause: until(tick)})
+			tick, pauses := make(chan struct{}), atomic.Int32{}
+			s := serve(t, &Server{Address: address, HealthAddress: health, WebConfigFile: file, pause: func(ctx context.Context, d time.Duration) bool {
+				pauses.Add(1)
+				return until(tick)(ctx, d)
+			}})
 			url := "http://" + address + "/metrics"
 			s.awaitCode(200, url, user, password)
 
@@ -336,7 +340,9 @@ func TestConfigBrokenLater(t *testing.T) {
 				t.Errorf("/healthz: %d", code)
 			}
 
-			tick <- struct{}{} // tried in vain once more
+			tick <- struct{}{}
+			// The pauses are one while it served, one after the failure, and one after this try.
+			s.await("it was tried in vain once more", func() bool { return pauses.Load() == 3 })
 			writeConfig(t, file, users)
 			tick <- struct{}{}
 			s.awaitCode(200, url, user, password)
