@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
 // The expressions that rules are made of here, beside those of nftencode.go.
@@ -241,7 +242,7 @@ func TestZeroCounters(t *testing.T) {
 func TestAttributesWithoutPadding(t *testing.T) {
 	for size := range 9 {
 		value := bytes.Repeat([]byte{9}, size)
-		list, err := parseList(append([]byte{byte(4 + size), 0, 1, 0}, value...))
+		list, err := nlattr.List(append([]byte{byte(4 + size), 0, 1, 0}, value...))
 		if err != nil || len(list) != 1 || list[0].Attr.Type != 1 || !bytes.Equal(list[0].Value, value) {
 			t.Errorf("%d bytes: %+v, %v", size, list, err)
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
 // NFT asks nftables. It keeps its socket, and with it the network namespace of the thread that asked first: every close
@@ -154,38 +155,7 @@ func parseNFT(answer []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
 	if len(answer) < nl.SizeofNfgenmsg {
 		return nil, fmt.Errorf("parsing an nftables answer: %d bytes are too few", len(answer))
 	}
-	return parseAttrs(answer[nl.SizeofNfgenmsg:])
-}
-
-// attrTypeMask is NLA_TYPE_MASK of linux/netlink.h.
-const attrTypeMask = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
-
-// parseList parses netlink attributes in their order.
-func parseList(b []byte) ([]syscall.NetlinkRouteAttr, error) {
-	// nl.ParseRouteAttr steps over the padding of the last attribute whether it is there or not, and panics if not.
-	padded := b
-	if len(b)%4 != 0 {
-		padded = make([]byte, (len(b)+3)&^3)
-		copy(padded, b)
-	}
-	list, err := nl.ParseRouteAttr(padded)
-	if err != nil {
-		return nil, fmt.Errorf("parsing nftables attributes: %w", err)
-	}
-	return list, nil
-}
-
-// parseAttrs parses netlink attributes and strips the flags (NLA_F_NESTED …) from their types.
-func parseAttrs(b []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
-	list, err := parseList(b)
-	if err != nil {
-		return nil, err
-	}
-	attrs := make(map[uint16]syscall.NetlinkRouteAttr, len(list))
-	for _, a := range list {
-		attrs[a.Attr.Type&attrTypeMask] = a
-	}
-	return attrs, nil
+	return nlattr.Map(answer[nl.SizeofNfgenmsg:])
 }
 
 // be32 is a numeric attribute of nftables, which are in network byte order; 0 if it is absent.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
 // NFTChain is what nftables knows of a base chain that iptables-nft uses, and iptables-nft does not say.
@@ -79,7 +80,7 @@ func (n *NFT) readChain(f imds.Family, table, chain string, s Scope) (c NFTChain
 	if attrs, err = n.getChain(f, table, chain); err != nil || attrs == nil {
 		return c, err
 	}
-	hook, err := parseAttrs(attrs[unix.NFTA_CHAIN_HOOK].Value)
+	hook, err := nlattr.Map(attrs[unix.NFTA_CHAIN_HOOK].Value)
 	if err != nil {
 		return c, err
 	}

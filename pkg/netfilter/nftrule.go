@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
 // NFTRule is one rule of an NFTChain.
@@ -72,7 +73,7 @@ type loaded struct {
 // equality, ranges of ports, xtables matches and targets, a counter, and a verdict; everything else makes the rule odd.
 func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 	odd := NFTRule{Odd: true, Expressions: expressions}
-	list, err := parseList(expressions)
+	list, err := nlattr.List(expressions)
 	if err != nil {
 		return odd
 	}
@@ -81,11 +82,11 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 	loads := map[load]int{}
 	verdicts := 0
 	for _, e := range list {
-		attrs, err := parseAttrs(e.Value)
+		attrs, err := nlattr.Map(e.Value)
 		if err != nil || verdicts > 0 { // what follows a verdict is never evaluated
 			return odd
 		}
-		data, err := parseAttrs(attrs[unix.NFTA_EXPR_DATA].Value)
+		data, err := nlattr.Map(attrs[unix.NFTA_EXPR_DATA].Value)
 		if err != nil {
 			return odd
 		}
@@ -150,7 +151,7 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 // comparedWith is the value that a comparison asks the last load for; false if it can't be one of those that iptables-nft
 // writes and prints as they are.
 func (l loaded) comparedWith(data map[uint16]syscall.NetlinkRouteAttr) (value []byte, ok bool) {
-	nested, err := parseAttrs(data[unix.NFTA_CMP_DATA].Value)
+	nested, err := nlattr.Map(data[unix.NFTA_CMP_DATA].Value)
 	if err != nil || l.compared || be32(data[unix.NFTA_CMP_SREG]) != l.register {
 		return nil, false
 	}
@@ -169,7 +170,7 @@ func (l loaded) comparedWith(data map[uint16]syscall.NetlinkRouteAttr) (value []
 // isMask reports whether a bitwise expression does nothing but mask, as for a prefix: iptables-nft ignores whatever else it
 // may do.
 func isMask(data map[uint16]syscall.NetlinkRouteAttr) bool {
-	xor, err := parseAttrs(data[unix.NFTA_BITWISE_XOR].Value)
+	xor, err := nlattr.Map(data[unix.NFTA_BITWISE_XOR].Value)
 	const operation = 6 // NFTA_BITWISE_OP, linux/netfilter/nf_tables.h; zero is NFT_BITWISE_MASK_XOR
 	return err == nil && be32(data[operation]) == 0 && len(bytes.Trim(xor[unix.NFTA_DATA_VALUE].Value, "\x00")) == 0
 }
@@ -236,11 +237,11 @@ const nfDrop = 0
 
 // verdictOf is the verdict of an immediate expression, false if it is none: NF_DROP, NF_ACCEPT, NFT_JUMP and so on.
 func verdictOf(data map[uint16]syscall.NetlinkRouteAttr) (code int32, ok bool) {
-	value, err := parseAttrs(data[unix.NFTA_IMMEDIATE_DATA].Value)
+	value, err := nlattr.Map(data[unix.NFTA_IMMEDIATE_DATA].Value)
 	if err != nil {
 		return 0, false
 	}
-	verdict, err := parseAttrs(value[unix.NFTA_DATA_VERDICT].Value)
+	verdict, err := nlattr.Map(value[unix.NFTA_DATA_VERDICT].Value)
 	if err != nil {
 		return 0, false
 	}

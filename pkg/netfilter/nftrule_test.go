@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
 // written are rules as iptables-nft 1.8.9 has written them and Linux 6.18 lists them, in each family:
@@ -46,14 +47,14 @@ type packet struct {
 // stops evaluates a rule as the kernel would, as far as this little machine knows the expressions (net/netfilter/
 // nf_tables_core.c, nft_do_chain): whether it stops the packet. It shares no line with the parser but the attributes'.
 func stops(f imds.Family, expressions []byte, p packet) (stopped, known bool) {
-	list, err := parseList(expressions)
+	list, err := nlattr.List(expressions)
 	if err != nil {
 		return false, false
 	}
 	registers := map[uint32][]byte{}
 	for _, e := range list {
-		attrs, _ := parseAttrs(e.Value)
-		data, _ := parseAttrs(attrs[unix.NFTA_EXPR_DATA].Value)
+		attrs, _ := nlattr.Map(e.Value)
+		data, _ := nlattr.Map(attrs[unix.NFTA_EXPR_DATA].Value)
 		switch unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME].Value) {
 		case "meta":
 			register := be32(data[unix.NFTA_META_DREG])
@@ -76,7 +77,7 @@ func stops(f imds.Family, expressions []byte, p packet) (stopped, known bool) {
 			}
 			registers[be32(data[unix.NFTA_PAYLOAD_DREG])] = header[at : at+size]
 		case "cmp":
-			value, _ := parseAttrs(data[unix.NFTA_CMP_DATA].Value)
+			value, _ := nlattr.Map(data[unix.NFTA_CMP_DATA].Value)
 			want, have := value[unix.NFTA_DATA_VALUE].Value, registers[be32(data[unix.NFTA_CMP_SREG])]
 			if len(want) > len(have) || len(want) == 0 {
 				return false, false
@@ -168,7 +169,7 @@ func TestPlainRule(t *testing.T) {
 func TestForgedRules(t *testing.T) {
 	for f := range written {
 		plain := writtenBytes(t, f, 0)
-		list, err := parseList(plain)
+		list, err := nlattr.List(plain)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
 // Replace inserts rules at the top of a chain, in this order and with their counters at zero, and deletes those with the
@@ -125,13 +126,13 @@ func (n *NFT) newRule(f imds.Family, table, chain string, rule NFTRule) []byte {
 // zeroCounters returns a copy of a rule's expressions in which every counter is at zero.
 func zeroCounters(expressions []byte) []byte {
 	var fresh []byte
-	list, err := parseList(expressions)
+	list, err := nlattr.List(expressions)
 	if err != nil {
 		return expressions
 	}
 	for _, e := range list {
 		attr := nl.NewRtAttr(int(e.Attr.Type), e.Value)
-		if attrs, err := parseAttrs(e.Value); err == nil && unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME].Value) == "counter" {
+		if attrs, err := nlattr.Map(e.Value); err == nil && unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME].Value) == "counter" {
 			attr = nl.NewRtAttr(int(e.Attr.Type), nil)
 			attr.AddRtAttr(unix.NFTA_EXPR_NAME, nl.ZeroTerminated("counter"))
 		}

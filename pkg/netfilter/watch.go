@@ -5,7 +5,6 @@ package netfilter
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -14,16 +13,11 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/subscription"
 )
-
-// watchBuffer is the receive buffer of the nftables subscription in bytes. A restore of 50,000 rules overflows the default
-// (208 KiB) and not 1 MiB; memory is used only while messages wait.
-const watchBuffer = 4 << 20
 
 // Writer is the process that committed an nftables transaction, as the kernel names it.
 type Writer struct {
@@ -53,36 +47,25 @@ func (w *NFTWatch) LastWriter() Writer {
 func (w *NFTWatch) Run(ctx context.Context) { subscription.Keep(ctx, w.follow, w.Lost) }
 
 func (w *NFTWatch) follow(ctx context.Context) error {
-	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
-	if err != nil {
-		return fmt.Errorf("subscribing to nftables: %w", err)
-	}
-	defer s.Close()
-	defer context.AfterFunc(ctx, s.Close)()
-	if err := s.SetReceiveBufferSize(watchBuffer, true); err != nil {
-		return fmt.Errorf("setting the nftables receive buffer: %w", err)
-	}
-	w.Wake()
 	var c changes
-	for {
-		messages, _, err := s.Receive()
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("receiving from nftables: %w", err)
-		}
-		for _, m := range messages {
+	err := subscription.Follow(ctx, subscription.Source{
+		Protocol: unix.NETLINK_NETFILTER, Groups: []uint{unix.NFNLGRP_NFTABLES},
+		Begun: func() { w.Wake() },
+		Message: func(m syscall.NetlinkMessage) {
 			// NEWGEN is the last message of every transaction (net/netfilter/nf_tables_api.c, nf_tables_commit).
 			if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
 				c.add(m)
-				continue
+				return
 			}
 			w.note(m)
 			w.Wake(c.known()...)
 			c = changes{}
-		}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("following nftables: %w", err)
 	}
+	return nil
 }
 
 // changes are the families in whose tables a transaction changed something.
