@@ -5,12 +5,16 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imds-guard/imds-guard/pkg/agent"
 	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -19,8 +23,9 @@ func newCleanup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Removes everything that imds-guard ever installed here, and nothing else; stop the agent first",
-		Long: "Removes from both backends every rule that imds-guard writes for the interface patterns given, and for those\n" +
-			"that were ever in use on this node since it booted (" + rules.RecordDir + "). Twice is fine.",
+		Long: "Removes the policy rules, routes and links of the route layer; and from both iptables backends every rule that\n" +
+			"imds-guard writes for the interface patterns given, and for those that were ever in use on this node since it booted\n" +
+			"(" + rules.RecordDir + "). Twice is fine.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()
@@ -44,14 +49,11 @@ func newCleanup() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			removed, err := rules.Cleanup(imds.Families, append(c.Interfaces, recorded...))
-			for _, r := range removed {
-				fmt.Fprintf(cmd.OutOrStdout(), "removed %d %s (%s, iptables-%s)\n", r.Copies, plural(r.Copies, "rule"), r.Family, r.Backend)
-			}
+			removed, err := remove(cmd.OutOrStdout(), append(c.Interfaces, recorded...))
 			if err != nil {
 				return failed(err)
 			}
-			if len(removed) == 0 {
+			if !removed {
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing to remove")
 			}
 			if err := record.Forget(); err != nil {
@@ -62,6 +64,25 @@ func newCleanup() *cobra.Command {
 	}
 	options.AddTo(cmd.Flags())
 	return cmd
+}
+
+// remove removes all layers, whatever fails, and says of each what was there.
+func remove(out io.Writer, patterns []ifpattern.Pattern) (found bool, err error) {
+	removed, err := rules.Cleanup(imds.Families, patterns)
+	errs := []error{err}
+	for _, r := range removed {
+		found = true
+		fmt.Fprintf(out, "removed %d %s (%s, iptables-%s)\n", r.Copies, plural(r.Copies, "rule"), r.Family, r.Backend)
+	}
+	for _, f := range imds.Families {
+		pieces, err := route.Cleanup(f)
+		errs = append(errs, err)
+		if len(pieces) > 0 {
+			found = true
+			fmt.Fprintf(out, "removed %s (%s, %s)\n", strings.Join(pieces, ", "), f, route.LayerName)
+		}
+	}
+	return found, errors.Join(errs...)
 }
 
 func plural(n int, word string) string {

@@ -59,8 +59,8 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "imds-guard",
 		Short: "Keeps pods away from the EC2 instance metadata service (IMDS)",
-		Long: "imds-guard puts a rule at the top of the node's FORWARD chain that keeps pods away from the EC2 instance\n" +
-			"metadata service (IMDS), keeps it there, and reports what the kernel has.",
+		Long: "imds-guard keeps pods away from the EC2 instance metadata service (IMDS): by a rule at the top of the node's\n" +
+			"FORWARD chain, and by a route into a sink. It keeps both in place, and reports what the kernel has.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,

@@ -4,11 +4,14 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -16,7 +19,7 @@ func newRules() *cobra.Command {
 	options := config.NewOptions()
 	cmd := &cobra.Command{
 		Use:   "rules",
-		Short: "Prints the rules that it would enforce, in iptables-save form, one block a family",
+		Short: "Prints what it would enforce: rules in iptables-save form, one block a family, and routes as comments",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()
@@ -24,7 +27,13 @@ func newRules() *cobra.Command {
 				return err
 			}
 			for _, f := range imds.Families {
-				fmt.Fprintf(cmd.OutOrStdout(), "# %s\n%s", f, rules.Format(rules.Desired(f, c.Policy())))
+				fmt.Fprintf(cmd.OutOrStdout(), "# %s\n", f)
+				if slices.Contains(c.Layers, rules.LayerName) {
+					fmt.Fprint(cmd.OutOrStdout(), rules.Format(rules.Desired(f, c.Policy())))
+				}
+				if slices.Contains(c.Layers, route.LayerName) {
+					fmt.Fprintf(cmd.OutOrStdout(), "# %s\n", strings.Join(route.Commands(f), "\n# "))
+				}
 			}
 			return nil
 		},

@@ -2,20 +2,8 @@
 
 package agent
 
-import (
-	"github.com/imds-guard/imds-guard/pkg/guard"
-	"github.com/imds-guard/imds-guard/pkg/layer"
-)
+import "github.com/imds-guard/imds-guard/pkg/guard"
 
-// admits reports whether the start-up taint may go: what the policy asks for has been read back from the kernel in every
-// layer. It is a question beside whether the node is protected: a policy may ask for less than that.
-func admits(s guard.Status) bool {
-	supported := false
-	for _, l := range s.Layers {
-		if !l.State.Protects() {
-			return false
-		}
-		supported = supported || l.State != layer.Unsupported
-	}
-	return supported
-}
+// admits reports whether the start-up taint may go: every path of a pod to the endpoint is closed by at least one layer, as
+// read back from the kernel. It is a question beside whether the node is protected: a policy may ask for less than that.
+func admits(s guard.Status) bool { return s.Protected }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/metrics"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 	"github.com/imds-guard/imds-guard/pkg/node"
+	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -33,15 +35,17 @@ type agent struct {
 	log       *slog.Logger
 	elsewhere string // why this is not the node's network namespace; empty if it is
 	record    rules.Record
-	selector  *rules.Selector
 	metrics   *metrics.Metrics
 	guard     *guard.Guard
 	links     *ifwatch.Watch
-	nft       *netfilter.NFTWatch
-	legacy    *netfilter.LegacyPoll
 	observer  *observer
 	cluster   *cluster
 	started   time.Time
+
+	// What the layer iptables has beside its keepers. selector is nil if it was not asked for, or can't be had.
+	selector *rules.Selector
+	nft      *netfilter.NFTWatch
+	legacy   *netfilter.LegacyPoll
 }
 
 // Run enforces first, starts all else only then, and returns when ctx has ended. What is in force stays. The error says that
@@ -58,7 +62,7 @@ func Run(ctx context.Context, c config.Config, b Build, log *slog.Logger) error 
 	} else {
 		log.Error("nothing is guarded: the agent is not in the node's network namespace", "detail", a.elsewhere)
 	}
-	log.Info("started", "version", b.Version, "backend", a.selector.Current(), "policy", c.Policy().String(),
+	log.Info("started", "version", b.Version, "layers", c.Layers, "backend", a.backend(), "policy", c.Policy().String(),
 		"protected", a.guard.Status().Protected)
 	a.connect(ctx, b)
 	for _, part := range a.parts() {
@@ -78,11 +82,10 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	if err != nil {
 		log.Warn("the backend that was used last is not known; choosing one anew", "error", err)
 	}
-	selector, err := rules.NewSelector(c.Backend, imds.Families, recorded)
+	layers, selector, err := newLayers(c, recorded)
 	if err != nil {
 		return nil, err
 	}
-	layers := newLayers(selector)
 	a := &agent{
 		config: c, log: log, record: record, selector: selector, started: time.Now(),
 		elsewhere: OutsideNode(),
@@ -96,26 +99,13 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 		Layers: layers, Policy: c.Policy(), Resync: c.Resync, Log: log,
 		Recorder: recorder{a.metrics, a.cluster}, Looked: a.observer.Wake, Suspect: a.suspect,
 	})
-	selector.Changed = a.backendChanged
 	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.wake, Lost: a.lost(metrics.WatcherInterfaces)}
-	a.nft.Wake, a.nft.Lost = a.guard.Wake, a.lost(metrics.WatcherNFTables)
-	a.legacy = netfilter.NewLegacyPoll(a.guard.Wake, a.lost(metrics.WatcherLegacy), imds.Families...)
+	if selector != nil {
+		selector.Changed = a.backendChanged
+	}
+	a.nft.Wake, a.nft.Lost = a.wakeLayer(rules.LayerName), a.lost(metrics.WatcherNFTables)
+	a.legacy = netfilter.NewLegacyPoll(a.nft.Wake, a.lost(metrics.WatcherLegacy), imds.Families...)
 	return a, nil
-}
-
-// newLayers makes every layer, without touching the node.
-func newLayers(s *rules.Selector) (layers []guard.Layer) {
-	for _, f := range imds.Families {
-		layers = append(layers, rules.NewTable(f, s))
-	}
-	return layers
-}
-
-func described(layers []guard.Layer) (list []metrics.Layer) {
-	for _, l := range layers {
-		list = append(list, metrics.Layer{ID: l.ID(), States: rules.States})
-	}
-	return list
 }
 
 // parts is what runs beside the keepers.
@@ -129,7 +119,14 @@ func (a *agent) parts() []func(context.Context) {
 		parts = append(parts, a.cluster.reporter.Run)
 	}
 	if a.elsewhere == "" {
-		parts = append(parts, a.observe, a.links.Run, a.nft.Run, a.legacy.Run, a.remember)
+		parts = append(parts, a.observe, a.links.Run, a.remember)
+		if a.selector != nil {
+			parts = append(parts, a.nft.Run, a.legacy.Run)
+		}
+		if slices.Contains(a.config.Layers, route.LayerName) {
+			w := route.Watch{Wake: a.wakeLayer(route.LayerName), Lost: a.lost(metrics.WatcherRoute)}
+			parts = append(parts, w.Run)
+		}
 	}
 	return parts
 }
@@ -141,7 +138,7 @@ func (a *agent) status() guard.Status {
 		for i := range s.Layers {
 			s.Layers[i].Reading = layer.Reading{State: layer.Unknown, Detail: a.elsewhere}
 		}
-		s.Protected = false
+		s = guard.Judge(s.Layers)
 	}
 	return s
 }
@@ -150,6 +147,11 @@ func (a *agent) status() guard.Status {
 func (a *agent) wake() {
 	a.guard.Wake()
 	a.observer.Wake()
+}
+
+// wakeLayer asks for a look at one layer.
+func (a *agent) wakeLayer(name string) func(changed ...imds.Family) {
+	return func(changed ...imds.Family) { a.guard.Wake(ids(name, changed...)...) }
 }
 
 func (a *agent) lost(watcher string) func(error) {
@@ -162,13 +164,21 @@ func (a *agent) lost(watcher string) func(error) {
 
 func (a *agent) backendChanged(from, to rules.Backend) {
 	a.log.Warn("the node's agents use another iptables backend now; following them", "from", from, "to", to)
-	a.guard.Wake() // the hint was in one family's tables
+	a.wakeLayer(rules.LayerName)() // the hint was in one family's tables
+}
+
+// backend is the one of iptables that is in use, empty without any.
+func (a *agent) backend() rules.Backend {
+	if a.selector == nil {
+		return ""
+	}
+	return a.selector.Current()
 }
 
 // suspect names who wrote to nftables last before a look, and so most likely made the rules drift.
-func (a *agent) suspect() string {
+func (a *agent) suspect(id layer.ID) string {
 	writer := a.nft.LastWriter()
-	if writer.PID == 0 || a.selector.Current() != rules.NFT {
+	if id.Name != rules.LayerName || writer.PID == 0 || a.backend() != rules.NFT {
 		return "unknown"
 	}
 	return fmt.Sprintf("%s (pid %d)", writer.Name, writer.PID)

@@ -15,6 +15,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/metrics"
 	"github.com/imds-guard/imds-guard/pkg/policy"
+	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -69,31 +70,6 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
-// Admission asks more than protection: every layer has to be as the policy wants it.
-func TestAdmits(t *testing.T) {
-	for _, c := range []struct {
-		states []layer.State
-		want   bool
-	}{
-		{nil, false},
-		{[]layer.State{layer.Enforced}, true},
-		{[]layer.State{layer.Enforced, layer.Unsupported}, true},
-		{[]layer.State{layer.Unsupported}, false},
-		{[]layer.State{layer.Enforced, layer.Unknown}, false},
-		{[]layer.State{layer.Enforced, layer.Missing}, false},
-		{[]layer.State{rules.Displaced, rules.Duplicate}, true},
-		{[]layer.State{rules.Shadowed, layer.Enforced}, false},
-	} {
-		s := guard.Status{Protected: true} // it is not asked
-		for _, state := range c.states {
-			s.Layers = append(s.Layers, guard.LayerStatus{Reading: layer.Reading{State: state}})
-		}
-		if got := admits(s); got != c.want {
-			t.Errorf("%v: %t", c.states, got)
-		}
-	}
-}
-
 func TestOutsideNode(t *testing.T) {
 	for _, c := range []struct {
 		pod, host, local string
@@ -142,34 +118,83 @@ func TestOutsideNodeByTheEnvironment(t *testing.T) {
 	}
 }
 
-// What is known to be wrong outweighs what is not known.
+// What is known to be wrong outweighs what is not known, of one family what is in force everything, and of the interfaces a
+// layer that covers any.
 func TestVerdict(t *testing.T) {
-	type states = []layer.State
+	var (
+		in      = layer.Reading{State: layer.Enforced}
+		all     = layer.Reading{State: layer.Enforced, AnyInterface: true}
+		none    = layer.Reading{State: layer.Unsupported}
+		noPath  = layer.Reading{State: layer.Unsupported, NoPath: true}
+		out     = layer.Reading{State: layer.Missing}
+		unknown = layer.Reading{State: layer.Unknown}
+	)
+	cali := CheckLinks{Uncovered: []string{"cali1"}}
 	for _, c := range []struct {
-		states states
-		links  CheckLinks
-		want   error
+		readings []layer.Reading // of the layers a ipv4, a ipv6, b ipv4, b ipv6
+		links    CheckLinks
+		want     error
 	}{
-		{states{layer.Enforced, layer.Enforced}, CheckLinks{}, nil},
-		{states{layer.Enforced, layer.Unsupported}, CheckLinks{}, nil},
-		{states{rules.Displaced, rules.Duplicate}, CheckLinks{}, nil},
-		{states{layer.Enforced, layer.Enforced}, CheckLinks{Tunnels: []string{"flannel.1"}}, nil},
-		{states{layer.Unsupported, layer.Unsupported}, CheckLinks{}, ErrNotProtected},
+		{[]layer.Reading{in, in}, CheckLinks{}, nil},
+		{[]layer.Reading{in, noPath}, CheckLinks{}, nil},
+		{[]layer.Reading{in, none}, CheckLinks{}, ErrNotProtected},
+		{[]layer.Reading{{State: rules.Displaced}, {State: rules.Duplicate}}, CheckLinks{}, nil},
+		{[]layer.Reading{in, in}, CheckLinks{Tunnels: []string{"flannel.1"}}, nil},
+		{[]layer.Reading{none, none}, CheckLinks{}, ErrNotProtected},
+		{[]layer.Reading{noPath, noPath}, CheckLinks{}, ErrNotProtected},
 		{nil, CheckLinks{}, ErrNotProtected},
-		{states{layer.Unknown, layer.Missing}, CheckLinks{}, ErrNotProtected},
-		{states{layer.Missing, layer.Unknown}, CheckLinks{}, ErrNotProtected},
-		{states{layer.Unknown, layer.Enforced}, CheckLinks{}, ErrUnknown},
-		{states{layer.Enforced, layer.Unknown}, CheckLinks{}, ErrUnknown},
-		{states{layer.Enforced}, CheckLinks{Error: "no list"}, ErrUnknown},
-		{states{layer.Enforced}, CheckLinks{Uncovered: []string{"cali1"}}, ErrNotProtected},
-		{states{layer.Unknown}, CheckLinks{Uncovered: []string{"cali1"}}, ErrNotProtected},
+		{[]layer.Reading{unknown, out}, CheckLinks{}, ErrNotProtected},
+		{[]layer.Reading{out, unknown}, CheckLinks{}, ErrNotProtected},
+		{[]layer.Reading{unknown, in}, CheckLinks{}, ErrUnknown},
+		{[]layer.Reading{in, unknown}, CheckLinks{}, ErrUnknown},
+		{[]layer.Reading{in, in}, CheckLinks{Error: "no list"}, ErrUnknown},
+		{[]layer.Reading{in, in}, cali, ErrNotProtected},
+		{[]layer.Reading{unknown, in}, cali, ErrNotProtected},
+
+		{[]layer.Reading{out, unknown, all, all}, CheckLinks{}, nil},
+		{[]layer.Reading{out, out, all, all}, CheckLinks{Error: "no list"}, nil},
+		{[]layer.Reading{out, in, unknown, all}, CheckLinks{}, ErrUnknown},
+		{[]layer.Reading{unknown, in, out, all}, CheckLinks{}, ErrUnknown},
+		{[]layer.Reading{out, in, out, all}, CheckLinks{}, ErrNotProtected},
+		{[]layer.Reading{in, in, out, all}, CheckLinks{Error: "no list"}, ErrUnknown},
 	} {
-		check := Check{Interfaces: c.links}
-		for _, s := range c.states {
-			check.Families = append(check.Families, CheckFamily{State: s})
+		var read []guard.LayerStatus
+		for i, r := range c.readings {
+			read = append(read, guard.LayerStatus{ID: layer.ID{Name: string("ab"[i/2]), Family: imds.Families[i%2]}, Reading: r})
 		}
+		check := Check{Interfaces: c.links, status: guard.Judge(read)}
 		if got := check.Verdict(); !errors.Is(got, c.want) {
-			t.Errorf("%v, %+v: %v, want %v", c.states, c.links, got, c.want)
+			t.Errorf("%+v, %+v: %v, want %v", c.readings, c.links, got, c.want)
+		}
+	}
+}
+
+// Each interface counts once, by what covers it.
+func TestCoverage(t *testing.T) {
+	in, all := layer.Reading{State: layer.Enforced}, layer.Reading{State: layer.Enforced, AnyInterface: true}
+	out, none := layer.Reading{State: layer.Missing}, layer.Reading{State: layer.Unsupported}
+	noPath := layer.Reading{State: layer.Unsupported, NoPath: true}
+	for _, c := range []struct {
+		readings          []layer.Reading // iptables ipv4, iptables ipv6, route ipv4, route ipv6
+		rule, route, none int             // of 5 interfaces, 2 of which no --interface names
+	}{
+		{[]layer.Reading{in, in, all, all}, 3, 2, 0},
+		{[]layer.Reading{in, out, all, all}, 0, 5, 0},
+		{[]layer.Reading{none, none, all, all}, 0, 5, 0},
+		{[]layer.Reading{in, noPath, all, all}, 3, 2, 0},
+		{[]layer.Reading{in, in, all, out}, 3, 0, 2},
+		{[]layer.Reading{out, in, all, out}, 3, 0, 2},
+		{[]layer.Reading{out, in, out, all}, 0, 0, 5},
+		{[]layer.Reading{in, in}, 3, 0, 2},
+		{[]layer.Reading{in, out}, 0, 0, 5},
+	} {
+		var read []guard.LayerStatus
+		for i, r := range c.readings {
+			id := layer.ID{Name: []string{rules.LayerName, route.LayerName}[i/2], Family: imds.Families[i%2]}
+			read = append(read, guard.LayerStatus{ID: id, Reading: r})
+		}
+		if byRule, byRoute, byNone := coverage(guard.Judge(read), 5, 2); byRule != c.rule || byRoute != c.route || byNone != c.none {
+			t.Errorf("%+v: %d by a rule, %d by the route, %d by nothing", c.readings, byRule, byRoute, byNone)
 		}
 	}
 }

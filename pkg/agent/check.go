@@ -5,9 +5,11 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/ifwatch"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
@@ -16,11 +18,16 @@ import (
 
 // Check is what one look found, as `imds-guard check -o json` prints it.
 type Check struct {
-	// Protected: every family was read back as stopping the pods' packets, and rules cover every pod-side interface.
-	Protected  bool          `json:"protected"`
+	// Protected: every family was read back as stopping the pods' packets, and no pod-side interface is left out.
+	Protected bool `json:"protected"`
+	// Degraded: a layer that was asked for, and that the node can have, is not in force.
+	Degraded bool `json:"degraded"`
+	// Backend is iptables' that was looked at; empty without that layer.
 	Backend    rules.Backend `json:"backend"`
 	Families   []CheckFamily `json:"families"`
 	Interfaces CheckLinks    `json:"interfaces"`
+
+	status guard.Status
 }
 
 // CheckFamily is a layer of a family.
@@ -36,7 +43,7 @@ type CheckFamily struct {
 type CheckLinks struct {
 	PodSide   int      `json:"podSide"`
 	Uncovered []string `json:"uncovered"`
-	// Tunnels are ways in that no rule covers: what pods send to the node in such a tunnel is forwarded like a packet of
+	// Tunnels are ways in that nothing covers: what pods send to the node in such a tunnel is forwarded like a packet of
 	// their own.
 	Tunnels []string `json:"tunnels"`
 	Error   string   `json:"error,omitempty"`
@@ -61,26 +68,42 @@ func NewCheck(c config.Config) (Check, error) {
 	if err != nil {
 		return Check{}, err
 	}
-	selector, err := rules.NewSelector(c.Backend, imds.Families, recorded)
+	layers, selector, err := newLayers(c, recorded)
 	if err != nil {
 		return Check{}, err
 	}
-	check := Check{Backend: selector.Current()}
-	for _, l := range newLayers(selector) {
-		r := l.Look(c.Policy(), func(string) {})
+	var check Check
+	if selector != nil {
+		check.Backend = selector.Current()
+	}
+	var read []guard.LayerStatus
+	for _, l := range layers {
+		r := l.Look(c.Policy(), func(string) {}).Reading
+		read = append(read, guard.LayerStatus{ID: l.ID(), Reading: r})
 		check.Families = append(check.Families, CheckFamily{
 			l.ID().Family, l.ID().Name, r.State, r.Detail, append([]string{}, r.Rules...),
 		})
 	}
-	picture, err := ifwatch.List()
-	if err != nil {
-		check.Interfaces.Error = err.Error()
-	}
-	check.Interfaces.PodSide = len(picture.Interfaces)
-	check.Interfaces.Uncovered = names(ifwatch.Uncovered(picture.Interfaces, c.Interfaces))
-	check.Interfaces.Tunnels = names(ifwatch.Uncovered(picture.Tunnels, c.Interfaces))
+	check.status = guard.Judge(read)
+	check.Degraded = check.status.Degraded
+	check.Interfaces = checkLinks(c, check.status)
 	check.Protected = check.Verdict() == nil
 	return check, nil
+}
+
+// checkLinks looks at the interfaces. With a layer in force that covers any, none is left out.
+func checkLinks(c config.Config, s guard.Status) (l CheckLinks) {
+	picture, err := ifwatch.List()
+	if err != nil {
+		l.Error = err.Error()
+	}
+	l.PodSide = len(picture.Interfaces)
+	if s.AnyInterface {
+		picture = ifwatch.Picture{}
+	}
+	l.Uncovered = names(ifwatch.Uncovered(picture.Interfaces, c.Interfaces))
+	l.Tunnels = names(ifwatch.Uncovered(picture.Tunnels, c.Interfaces))
+	return l
 }
 
 func names(interfaces []ifwatch.Interface) []string {
@@ -94,50 +117,53 @@ func names(interfaces []ifwatch.Interface) []string {
 // Verdict is nil if the node is protected, else ErrNotProtected or ErrUnknown; what is known to be wrong outweighs what is not
 // known.
 func (c Check) Verdict() error {
-	unknown, supported := c.Interfaces.Error != "", false
-	for _, f := range c.Families {
-		supported = supported || f.State != layer.Unsupported
-		unknown = unknown || f.State == layer.Unknown
-		if !f.State.Protects() && f.State != layer.Unknown {
-			return ErrNotProtected
-		}
-	}
+	isUnknown := func(l guard.LayerStatus) bool { return l.State == layer.Unknown }
 	switch {
-	case len(c.Interfaces.Uncovered) > 0 || !supported:
+	case c.status.Open || len(c.Interfaces.Uncovered) > 0:
 		return ErrNotProtected
-	case unknown:
+	case c.Interfaces.Error != "" && !c.status.AnyInterface:
+		return ErrUnknown
+	case c.status.Protected:
+		return nil
+	case slices.ContainsFunc(c.status.Layers, isUnknown):
 		return ErrUnknown
 	}
-	return nil
+	return ErrNotProtected // there is no family to protect
 }
 
 // String is the look for a person.
 func (c Check) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "protected   %t\nbackend     %s\n", c.Protected, c.Backend)
+	fmt.Fprintf(&b, "protected      %t\n", c.Protected)
+	if c.Degraded {
+		b.WriteString("degraded       true\n")
+	}
+	if c.Backend != "" {
+		fmt.Fprintf(&b, "backend        %s\n", c.Backend)
+	}
 	for _, f := range c.Families {
-		fmt.Fprintf(&b, "%-11s %s", f.Family, f.State)
+		fmt.Fprintf(&b, "%-14s %s", layer.ID{Name: f.Layer, Family: f.Family}, f.State)
 		if f.Detail != "" {
 			fmt.Fprintf(&b, ": %s", f.Detail)
 		}
 		b.WriteByte('\n')
 		for _, rule := range f.Rules {
-			fmt.Fprintf(&b, "            %s\n", rule)
+			fmt.Fprintf(&b, "               %s\n", rule)
 		}
 	}
 	i := c.Interfaces
-	fmt.Fprintf(&b, "interfaces  %d pod-side, %d covered by no rule\n", i.PodSide, len(i.Uncovered))
-	if i.PodSide == 0 && i.Error == "" {
-		b.WriteString("            no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one\n")
+	fmt.Fprintf(&b, "interfaces     %d pod-side, %d covered by nothing\n", i.PodSide, len(i.Uncovered))
+	if i.PodSide == 0 && i.Error == "" && !c.status.AnyInterface {
+		b.WriteString("               no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one\n")
 	}
 	for _, name := range i.Uncovered {
-		fmt.Fprintf(&b, "            %s: %s\n", name, ifwatch.Fix(name))
+		fmt.Fprintf(&b, "               %s: %s\n", name, ifwatch.Fix(name))
 	}
 	for _, name := range i.Tunnels {
-		fmt.Fprintf(&b, "            %s: a tunnel is a way in: what a pod sends to the node in it is forwarded; %s\n", name, ifwatch.Fix(name))
+		fmt.Fprintf(&b, "               %s: a tunnel is a way in: what a pod sends to the node in it is forwarded; %s\n", name, ifwatch.Fix(name))
 	}
 	if i.Error != "" {
-		fmt.Fprintf(&b, "            %s\n", i.Error)
+		fmt.Fprintf(&b, "               %s\n", i.Error)
 	}
 	return b.String()
 }

@@ -16,34 +16,33 @@ func TestCheckForAPerson(t *testing.T) {
 		check Check
 		want  string
 	}{
-		{Check{Protected: true, Backend: rules.NFT, Interfaces: CheckLinks{PodSide: 2}, Families: []CheckFamily{
-			{Family: imds.IPv4, State: layer.Enforced, Rules: []string{"a rule", "another"}},
-			{Family: imds.IPv6, State: layer.Unsupported, Detail: "no IPv6 here"},
-		}}, `protected   true
-backend     nft
-ipv4        enforced
-            a rule
-            another
-ipv6        unsupported: no IPv6 here
-interfaces  2 pod-side, 0 covered by no rule
+		{Check{Protected: true, Degraded: true, Backend: rules.NFT, Interfaces: CheckLinks{PodSide: 2}, Families: []CheckFamily{
+			{Family: imds.IPv4, Layer: "iptables", State: layer.Enforced, Rules: []string{"a rule", "another"}},
+			{Family: imds.IPv6, Layer: "route", State: layer.Unsupported, Detail: "no IPv6 here"},
+		}}, `protected      true
+degraded       true
+backend        nft
+iptables ipv4  enforced
+               a rule
+               another
+route ipv6     unsupported: no IPv6 here
+interfaces     2 pod-side, 0 covered by nothing
 `},
 		{Check{Backend: rules.Legacy, Interfaces: CheckLinks{PodSide: 3, Uncovered: []string{"cali1", "a,b"}, Tunnels: []string{"flannel.1"}}},
-			`protected   false
-backend     legacy
-interfaces  3 pod-side, 2 covered by no rule
-            cali1: ` + ifwatch.Fix("cali1") + `
-            a,b: ` + ifwatch.Fix("a,b") + `
-            flannel.1: a tunnel is a way in: what a pod sends to the node in it is forwarded; ` + ifwatch.Fix("flannel.1") + `
+			`protected      false
+backend        legacy
+interfaces     3 pod-side, 2 covered by nothing
+               cali1: ` + ifwatch.Fix("cali1") + `
+               a,b: ` + ifwatch.Fix("a,b") + `
+               flannel.1: a tunnel is a way in: what a pod sends to the node in it is forwarded; ` + ifwatch.Fix("flannel.1") + `
 `},
-		{Check{Interfaces: CheckLinks{Error: "no list"}}, `protected   false
-backend     
-interfaces  0 pod-side, 0 covered by no rule
-            no list
+		{Check{Interfaces: CheckLinks{Error: "no list"}}, `protected      false
+interfaces     0 pod-side, 0 covered by nothing
+               no list
 `},
-		{Check{}, `protected   false
-backend     
-interfaces  0 pod-side, 0 covered by no rule
-            no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one
+		{Check{}, `protected      false
+interfaces     0 pod-side, 0 covered by nothing
+               no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one
 `},
 	} {
 		if got := c.check.String(); got != c.want {

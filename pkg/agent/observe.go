@@ -8,6 +8,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/ifwatch"
 	"github.com/imds-guard/imds-guard/pkg/node"
 	"github.com/imds-guard/imds-guard/pkg/rules"
@@ -53,6 +54,9 @@ func (a *agent) observe(ctx context.Context) {
 }
 
 func (a *agent) exportBackend() {
+	if a.selector == nil {
+		return
+	}
 	name, version := string(a.selector.Current()), a.selector.Version()
 	if exported := name + version; exported != a.observer.backend {
 		a.observer.backend = exported
@@ -61,7 +65,7 @@ func (a *agent) exportBackend() {
 	}
 }
 
-// reportInterfaces exports which interfaces rules cover, and tells the log of those that none does. It reports whether there
+// reportInterfaces exports what covers the interfaces, and tells the log of those that nothing does. It reports whether there
 // are some that it does not name yet.
 func (a *agent) reportInterfaces(r *ifwatch.Reporter) (pending bool) {
 	picture := a.links.Picture()
@@ -69,19 +73,32 @@ func (a *agent) reportInterfaces(r *ifwatch.Reporter) (pending bool) {
 		a.cluster.coverage.Store(&node.Coverage{Err: picture.Err})
 		return false
 	}
+	status := a.status()
 	uncovered := ifwatch.Uncovered(picture.Interfaces, a.config.Interfaces)
+	if a.metrics.Interfaces(coverage(status, len(picture.Interfaces), len(uncovered))); status.AnyInterface {
+		uncovered, picture.Tunnels = nil, nil
+	}
 	named, pending := r.Report(time.Now(), uncovered, ifwatch.Uncovered(picture.Tunnels, a.config.Interfaces))
 	known := node.Coverage{Err: picture.Err, Uncovered: named}
 	if pending && picture.Err == nil && len(named) == 0 {
 		known = *a.cluster.coverage.Load() // what was known before holds until this one has stayed for a while
 	}
 	a.cluster.coverage.Store(&known)
-	covered := len(picture.Interfaces) - len(uncovered)
-	if !a.status().Protected {
-		covered = 0 // a pattern that no rule in force has covers nothing
-	}
-	a.metrics.Interfaces(covered, len(picture.Interfaces)-covered)
 	return pending
+}
+
+// coverage says how many interfaces are covered by iptables' rules in force, how many others by a layer that covers all, and
+// how many by nothing. unnamed is how many no --interface names.
+func coverage(s guard.Status, all, unnamed int) (rule, route, none int) {
+	// A pattern that no rule in force has covers nothing. It may be one family that only the rule closes, and the other that
+	// only the route does.
+	if s.Protected && (!s.AnyInterface || judgeOnly(s, rules.LayerName).Protected) {
+		rule = all - unnamed
+	}
+	if s.AnyInterface {
+		return rule, all - rule, 0
+	}
+	return rule, 0, all - rule
 }
 
 // remember records for cleanup that an agent runs and what was installed, and for check which backend is in use. It is a
@@ -94,7 +111,7 @@ func (a *agent) remember(ctx context.Context) {
 			err = a.record.MarkRunning()
 			marked = err == nil
 		}
-		if err == nil {
+		if err == nil && a.selector != nil {
 			err = a.record.Remember(a.config.Interfaces, a.selector.Current())
 		}
 		if err != nil && !reported {

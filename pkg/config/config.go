@@ -17,6 +17,7 @@ import (
 
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/policy"
+	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -24,9 +25,11 @@ import (
 type Config struct {
 	// Interfaces has at least one pattern, and none twice.
 	Interfaces []ifpattern.Pattern
-	Backend    rules.Backend
-	Verdict    policy.Verdict
-	Resync     time.Duration
+	// Layers has at least one name, and none twice.
+	Layers  []string
+	Backend rules.Backend
+	Verdict policy.Verdict
+	Resync  time.Duration
 	// MetricsAddress is empty if the endpoints are off.
 	MetricsAddress string
 	// HealthAddress is empty if /healthz and /readyz are served where the metrics are.
@@ -45,6 +48,9 @@ type Config struct {
 
 // Policy is what the configuration asks for.
 func (c Config) Policy() policy.Policy { return policy.New(c.Interfaces, c.Verdict) }
+
+// layers are the names of all that there are.
+var layers = []string{rules.LayerName, route.LayerName}
 
 // The bounds of the resync period: shorter, and looking costs more than repairing; longer, and "at the latest" means
 // nothing.
@@ -71,6 +77,7 @@ var uses = []Use{Auto, On, Off}
 type Options struct {
 	file           string
 	interfaces     []string
+	layers         []string
 	backend        string
 	verdict        string
 	resync         time.Duration
@@ -92,6 +99,8 @@ func NewOptions() *Options {
 	f := o.flags
 	f.StringSliceVar(&o.interfaces, "interface", []string{"eni+"},
 		"pod-side interface `pattern`, iptables syntax (a trailing + is a wildcard); repeat or separate by commas")
+	f.StringSliceVar(&o.layers, "layers", layers,
+		"the `layers` to keep in force, separated by commas: what one of them lets by, another stops")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
 	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
@@ -152,6 +161,17 @@ func (o *Options) Load() (Config, error) {
 	}
 	if len(o.interfaces) == 0 {
 		wrong("interface", "no pattern is given; write at least one, such as eni+")
+	}
+	for _, name := range o.layers {
+		switch {
+		case !slices.Contains(layers, name):
+			wrong("layers", "%q is none; use %s", name, strings.Join(layers, ","))
+		case !slices.Contains(c.Layers, name):
+			c.Layers = append(c.Layers, name)
+		}
+	}
+	if len(o.layers) == 0 {
+		wrong("layers", "no layer is given; use %s", strings.Join(layers, ","))
 	}
 	if !slices.Contains(rules.Backends, c.Backend) {
 		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))

@@ -55,7 +55,7 @@ func outside(t *testing.T) {
 
 func defaults(t *testing.T) Config {
 	return Config{
-		Interfaces: patterns(t, "eni+"), Backend: rules.Auto, Verdict: policy.Drop, Resync: 10 * time.Second,
+		Interfaces: patterns(t, "eni+"), Layers: []string{"iptables", "route"}, Backend: rules.Auto, Verdict: policy.Drop, Resync: 10 * time.Second,
 		MetricsAddress: ":9169", Kubernetes: Auto, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 }
@@ -71,6 +71,8 @@ func TestSettings(t *testing.T) {
 		{"interface", "vlan+", "", func(c *Config) { c.Interfaces = patterns(t, "vlan+") }},
 		{"interface", "vlan+,eni+", "[vlan+, eni+]", func(c *Config) { c.Interfaces = patterns(t, "vlan+", "eni+") }},
 		{"interface", "vlan+,eni+,vlan+", "\n  - vlan+\n  - eni+\n  - vlan+", func(c *Config) { c.Interfaces = patterns(t, "vlan+", "eni+") }},
+		{"layers", "route", "[route]", func(c *Config) { c.Layers = []string{"route"} }},
+		{"layers", "route,iptables,route", "[route, iptables, route]", func(c *Config) { c.Layers = []string{"route", "iptables"} }},
 		{"backend", "auto", "", func(*Config) {}},
 		{"backend", "nft", "", func(c *Config) { c.Backend = rules.NFT }},
 		{"backend", "legacy", `"legacy"`, func(c *Config) { c.Backend = rules.Legacy }},
@@ -153,6 +155,8 @@ func TestWrongSettings(t *testing.T) {
 	}{
 		{"--interface=", "", []string{"--interface: no pattern is given; write at least one"}},
 		{"--interface=a,+,b/,c", "", []string{"--interface: + alone", `--interface: "b/"`}},
+		{"--layers=", "", []string{"--layers: no layer is given; use iptables,route"}},
+		{"--layers=iptables,cgroup,x", "", []string{`--layers: "cgroup" is none; use iptables,route`, `--layers: "x" is none`}},
 		{"--backend=ebpf", "", []string{`--backend: "ebpf" is none; use auto, nft or legacy`}},
 		{"--verdict=accept", "", []string{`--verdict: "accept" is none; use drop or reject`}},
 		{"--resync-period=99ms", "", []string{"--resync-period: 99ms is out of range; use 100ms to 1h0m0s"}},

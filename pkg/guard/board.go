@@ -13,12 +13,19 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// Status is what is known of all layers at one moment.
+// Status is what is known of all layers at one moment, and what follows from it. Paths are protected, not layers: what the
+// node forwards in a family is closed by any one of the family's layers.
 type Status struct {
 	Layers []LayerStatus
 	// Protected: every family's packets are stopped by at least one layer that was read back from the kernel, not too long ago,
 	// and nothing says that this has changed.
 	Protected bool
+	// AnyInterface: they are so by whatever interface they come in, not only by those that the policy names.
+	AnyInterface bool
+	// Open: at least one family's packets are known not to be stopped. If neither this nor Protected, nobody can tell.
+	Open bool
+	// Degraded: a layer that the node can have is not known to be in force.
+	Degraded bool
 }
 
 // LayerStatus is what is known of one layer.
@@ -63,33 +70,35 @@ func (b *board) add(id layer.ID) *place {
 
 // status judges all places.
 func (b *board) status(now time.Time) Status {
-	var s Status
+	var layers []LayerStatus
 	for _, p := range b.places {
-		s.Layers = append(s.Layers, p.status(now, b.fresh))
+		layers = append(layers, p.status(now, b.fresh))
 	}
-	s.Protected = protected(s.Layers)
-	return s
+	return Judge(layers)
 }
 
-// protected: the packets of each family are stopped by at least one layer, or no layer knows a path for them; and there is at
-// least one family with packets to stop.
-func protected(layers []LayerStatus) bool {
-	closed, open := map[imds.Family]bool{}, map[imds.Family]bool{}
+// Judge says what follows from the layers' states. A family that no packet crosses the node in needs no layer, but one family
+// has to be left.
+func Judge(layers []LayerStatus) Status {
+	s := Status{Layers: layers}
+	type path struct{ closed, anyInterface, unknown bool }
+	paths := map[imds.Family]path{}
 	for _, l := range layers {
-		switch {
-		case l.State == layer.Unsupported:
-		case l.State.Protects():
-			closed[l.Family] = true
-		default:
-			open[l.Family] = true
-		}
+		p, protects := paths[l.Family], l.State.Protects()
+		p.closed = p.closed || protects || l.NoPath
+		p.anyInterface = p.anyInterface || protects && l.AnyInterface || l.NoPath
+		p.unknown = p.unknown || l.State == layer.Unknown
+		paths[l.Family] = p
+		s.Protected = s.Protected || protects
+		s.Degraded = s.Degraded || l.State != layer.Unsupported && !protects
 	}
-	for family := range open {
-		if !closed[family] {
-			return false
-		}
+	s.AnyInterface = s.Protected
+	for _, p := range paths {
+		s.Protected = s.Protected && p.closed
+		s.AnyInterface = s.AnyInterface && p.anyInterface
+		s.Open = s.Open || !p.closed && !p.unknown
 	}
-	return len(closed) > 0
+	return s
 }
 
 // place is one layer's: its keeper writes, anybody asks for looks and reads.
@@ -132,7 +141,7 @@ func (p *place) show(r layer.Reading, at time.Time) {
 	defer p.mu.Unlock()
 	p.current = time.Time{}
 	p.shown.Reading, p.shown.At = r, at
-	if r.State.Protects() {
+	if r.State.Protects() || r.NoPath {
 		p.shown.Verified = at
 	}
 }

@@ -74,7 +74,7 @@ func TestVerified(t *testing.T) {
 	for i, c := range []struct {
 		state    layer.State
 		verified int // the reading that it was verified by, -1 for none
-	}{{layer.Missing, -1}, {layer.Enforced, 1}, {leaking, 1}, {untidy, 3}, {layer.Unknown, 3}, {layer.Unsupported, 5}} {
+	}{{layer.Missing, -1}, {layer.Enforced, 1}, {leaking, 1}, {untidy, 3}, {layer.Unknown, 3}, {layer.Unsupported, 3}} {
 		p.show(layer.Reading{State: c.state}, start.Add(time.Duration(i)*time.Second))
 		want := time.Time{}
 		if c.verified >= 0 {

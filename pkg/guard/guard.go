@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
@@ -50,8 +49,8 @@ type Config struct {
 	Log      *slog.Logger
 	// Looked is called after every look, from the goroutine of the layer's keeper. It must not block.
 	Looked func()
-	// Suspect names who may have caused a drift, for the log. It is asked when a look begins.
-	Suspect func() string
+	// Suspect names who may have caused a drift of a layer, for the log. It is asked when a look begins.
+	Suspect func(layer.ID) string
 }
 
 // Guard keeps layers. Its methods may be called from any goroutine.
@@ -68,7 +67,7 @@ func New(c Config) *Guard {
 		c.Looked = func() {}
 	}
 	if c.Suspect == nil {
-		c.Suspect = func() string { return "" }
+		c.Suspect = func(layer.ID) string { return "" }
 	}
 	g := &Guard{board: newBoard(c.Resync)}
 	g.policy.Store(&c.Policy)
@@ -82,12 +81,12 @@ func New(c Config) *Guard {
 // Status is what is known now.
 func (g *Guard) Status() Status { return g.board.status(time.Now()) }
 
-// Wake asks the keepers of the given families for a look, of all if none is given. It never blocks, and any number of calls
+// Wake asks the keepers of the given layers for a look, of all if none is given. It never blocks, and any number of calls
 // before the look are one. A keeper that has nothing to do with what has changed had better sleep: it would compete for the
 // processor, and for legacy's lock, with the one that may have something to repair.
-func (g *Guard) Wake(families ...imds.Family) {
+func (g *Guard) Wake(layers ...layer.ID) {
 	for _, k := range g.keepers {
-		if len(families) == 0 || slices.Contains(families, k.family) {
+		if len(layers) == 0 || slices.Contains(layers, k.id) {
 			k.Wake()
 		}
 	}

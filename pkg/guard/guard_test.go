@@ -451,8 +451,8 @@ func TestHangingLayerDelaysNoOther(t *testing.T) {
 	}, layer.Enforced, layer.Enforced)
 }
 
-// Only the keepers of the families that have changed are woken, and all of them if that is not known.
-func TestWakeOfAFamily(t *testing.T) {
+// Only the keepers of the layers that may have changed are woken, and all of them if that is not known.
+func TestWakeOfALayer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var layers []Layer
 		fakes := map[imds.Family]*fakeLayer{}
@@ -465,12 +465,13 @@ func TestWakeOfAFamily(t *testing.T) {
 		go g.Run(ctx)
 		synctest.Wait()
 		for _, c := range []struct {
-			wake       []imds.Family
+			wake       []layer.ID
 			ipv4, ipv6 int // looks in all
 		}{
-			{[]imds.Family{imds.IPv4}, 2, 1},
-			{[]imds.Family{imds.IPv6}, 2, 2},
-			{[]imds.Family{imds.IPv4, imds.IPv6}, 3, 3},
+			{[]layer.ID{fakes[imds.IPv4].id}, 2, 1},
+			{[]layer.ID{fakes[imds.IPv6].id}, 2, 2},
+			{[]layer.ID{fakes[imds.IPv4].id, fakes[imds.IPv6].id}, 3, 3},
+			{[]layer.ID{{Name: "another", Family: imds.IPv4}}, 3, 3},
 			{nil, 4, 4},
 		} {
 			g.Wake(c.wake...)
@@ -583,30 +584,57 @@ func TestPolicyIsReplacedWhileRunning(t *testing.T) {
 	}, layer.Enforced)
 }
 
-// A family is protected by one layer of it, and an unsupported layer protects nothing.
-func TestProtected(t *testing.T) {
+// Paths are protected, not layers: each family by one layer of it. A layer that the node can't have stops nothing; a family that
+// no packet crosses the node in needs none.
+func TestJudge(t *testing.T) {
+	var (
+		in      = layer.Reading{State: layer.Enforced}
+		any     = layer.Reading{State: layer.Enforced, AnyInterface: true}
+		none    = layer.Reading{State: layer.Unsupported}
+		noPath  = layer.Reading{State: layer.Unsupported, NoPath: true}
+		out     = layer.Reading{State: layer.Missing, AnyInterface: true}
+		leaks   = layer.Reading{State: leaking}
+		untidy  = layer.Reading{State: untidy}
+		unknown = layer.Reading{State: layer.Unknown}
+	)
 	for _, c := range []struct {
-		states []layer.State // of the layers fake0 ipv4, fake0 ipv6, fake1 ipv4, fake1 ipv6
-		want   bool
+		readings                                []layer.Reading // of the layers fake0 ipv4, fake0 ipv6, fake1 ipv4, fake1 ipv6
+		protected, anyInterface, open, degraded bool
 	}{
-		{[]layer.State{layer.Enforced, layer.Enforced}, true},
-		{[]layer.State{layer.Enforced, layer.Unsupported}, true},
-		{[]layer.State{layer.Unsupported, layer.Unsupported}, false},
-		{[]layer.State{layer.Enforced, layer.Unknown}, false},
-		{[]layer.State{untidy, layer.Enforced}, true},
-		{[]layer.State{leaking, layer.Enforced}, false},
-		{[]layer.State{layer.Unknown, layer.Enforced, layer.Enforced, layer.Enforced}, true},
-		{[]layer.State{layer.Enforced, layer.Unknown, layer.Enforced, layer.Unsupported}, false},
-		{nil, false},
+		{nil, false, false, false, false},
+		{[]layer.Reading{in, in}, true, false, false, false},
+		{[]layer.Reading{untidy, in}, true, false, false, false},
+		{[]layer.Reading{leaks, in}, false, false, true, true},
+		{[]layer.Reading{in, unknown}, false, false, false, true},
+		{[]layer.Reading{leaks, unknown}, false, false, true, true},
+		{[]layer.Reading{in, none}, false, false, true, false},
+		{[]layer.Reading{in, noPath}, true, false, false, false},
+		{[]layer.Reading{none, none}, false, false, true, false},
+		{[]layer.Reading{noPath, noPath}, false, false, false, false},
+
+		{[]layer.Reading{in, in, any, any}, true, true, false, false},
+		{[]layer.Reading{in, in, any, in}, true, false, false, false},
+		{[]layer.Reading{none, none, any, any}, true, true, false, false},
+		{[]layer.Reading{out, out, any, any}, true, true, false, true},
+		{[]layer.Reading{in, in, out, any}, true, false, false, true},
+		{[]layer.Reading{unknown, in, in, in}, true, false, false, true},
+		{[]layer.Reading{out, in, any, out}, true, false, false, true},
+		{[]layer.Reading{out, in, unknown, any}, false, false, false, true},
+		{[]layer.Reading{out, in, none, any}, false, false, true, true},
+		{[]layer.Reading{in, unknown, in, none}, false, false, false, true},
+		{[]layer.Reading{in, noPath, any, any}, true, true, false, false},
+		{[]layer.Reading{in, noPath, any, none}, true, true, false, false},
+		{[]layer.Reading{in, noPath, any, out}, true, true, false, true},
+		{[]layer.Reading{in, noPath, any, unknown}, true, true, false, true},
+		{[]layer.Reading{in, in, any, noPath}, true, true, false, false},
 	} {
 		var layers []LayerStatus
-		for i, s := range c.states {
-			layers = append(layers, LayerStatus{
-				ID: layer.ID{Name: fmt.Sprint("fake", i/2), Family: imds.Families[i%2]}, Reading: layer.Reading{State: s},
-			})
+		for i, r := range c.readings {
+			layers = append(layers, LayerStatus{ID: layer.ID{Name: fmt.Sprint("fake", i/2), Family: imds.Families[i%2]}, Reading: r})
 		}
-		if got := protected(layers); got != c.want {
-			t.Errorf("%v: protected %t", c.states, got)
+		s := Judge(layers)
+		if s.Protected != c.protected || s.AnyInterface != c.anyInterface || s.Open != c.open || s.Degraded != c.degraded {
+			t.Errorf("%+v: protected %t, any interface %t, open %t, degraded %t", c.readings, s.Protected, s.AnyInterface, s.Open, s.Degraded)
 		}
 	}
 }

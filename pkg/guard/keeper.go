@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
@@ -28,11 +27,11 @@ const (
 	linesBurst = 3
 )
 
-// keeper owns a layer. All but Wake and the family belongs to the goroutine of run.
+// keeper owns a layer. All but Wake and the id belongs to the goroutine of run.
 type keeper struct {
 	*Config
 	layer  Layer
-	family imds.Family  // the layer's, for those who must not call it
+	id     layer.ID     // the layer's, for those who must not call it
 	log    *slog.Logger // names the layer
 	policy func() *policy.Policy
 	place  *place
@@ -52,7 +51,7 @@ type keeper struct {
 func newKeeper(l Layer, c *Config, p func() *policy.Policy, at *place) *keeper {
 	id := l.ID()
 	return &keeper{
-		Config: c, layer: l, family: id.Family, policy: p, place: at,
+		Config: c, layer: l, id: id, policy: p, place: at,
 		log:   c.Log.With("layer", id.Name, "family", id.Family),
 		wake:  make(chan struct{}, 1),
 		looks: rate.NewLimiter(looksPerSecond, looksBurst),
@@ -94,7 +93,7 @@ func (k *keeper) run(ctx context.Context, looked func()) {
 // look looks once, repairs what it may, reads that back, and returns after what time to look again. What is missing is put
 // back before anything else is done, be it a line in the log: packets pass meanwhile.
 func (k *keeper) look() (again time.Duration) {
-	began, suspect, p := time.Now(), k.Suspect(), *k.policy()
+	began, suspect, p := time.Now(), k.Suspect(k.id), *k.policy()
 	k.place.answering()
 	found := k.read(p)
 	if found.Place != k.where {
@@ -135,9 +134,9 @@ func (k *keeper) look() (again time.Duration) {
 func (k *keeper) read(p policy.Policy) layer.Finding {
 	f := k.layer.Look(p, k.place.doubt)
 	k.place.show(f.Reading, time.Now())
-	k.Recorder.Looked(k.layer.ID())
+	k.Recorder.Looked(k.id)
 	if f.Err != nil {
-		k.Recorder.Failed(k.layer.ID(), f.Err)
+		k.Recorder.Failed(k.id, f.Err)
 	}
 	return f
 }
@@ -148,7 +147,7 @@ func (k *keeper) drifted(r layer.Reading, suspect string) {
 	if k.last == (layer.State{}) && r.State == layer.Missing {
 		return
 	}
-	k.Recorder.Drift(k.layer.ID(), r.State)
+	k.Recorder.Drift(k.id, r.State)
 	if r.State != layer.Unknown && k.fight.drifted(time.Now()) {
 		k.log.Warn("somebody keeps undoing the repairs; they go on, at a bounded rate, and are not logged one by one",
 			"reason", r.State, "detail", r.Detail, "suspect", suspect)
@@ -173,12 +172,12 @@ func (k *keeper) judge(found, now layer.Reading, err error, took time.Duration, 
 	install := k.last == (layer.State{}) && found.State == layer.Missing
 	switch {
 	case !install:
-		k.Recorder.Repaired(k.layer.ID(), ok, took)
+		k.Recorder.Repaired(k.id, ok, took)
 	case ok:
 		k.log.Info("rules installed", "rules", now.Rules, "took", took.String())
 	}
 	if err != nil {
-		k.Recorder.Failed(k.layer.ID(), err)
+		k.Recorder.Failed(k.id, err)
 		if k.pacer.failures == 0 {
 			k.log.Error("repairing rules failed; trying again", "reason", found.State, "error", err)
 		}
@@ -214,8 +213,11 @@ func (k *keeper) settled(r layer.Reading) {
 	if !drifted && r.Detail != k.note && k.notes.Allow() {
 		k.note = r.Detail
 		what := "rules are in force"
-		if r.State == layer.Unsupported {
+		switch {
+		case r.NoPath:
 			what = "there is nothing to enforce"
+		case r.State == layer.Unsupported:
+			what = "the node can't have this layer"
 		}
 		k.log.Info(what, "state", r.State, "detail", r.Detail)
 	}

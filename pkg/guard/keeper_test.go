@@ -116,7 +116,7 @@ func TestSuspectAndTime(t *testing.T) {
 		g.look()
 		g.l.state = layer.Missing
 		g.l.during = func() { time.Sleep(3 * time.Second) }
-		g.keepers[0].Suspect = func() string { return "dockerd (pid 7)" }
+		g.keepers[0].Suspect = func(layer.ID) string { return "dockerd (pid 7)" }
 		g.look()
 		if !strings.Contains(g.log.String(), `suspect="dockerd (pid 7)"`) || !strings.Contains(g.log.String(), "took=3s") {
 			t.Errorf("the log is\n%s", g.log)
@@ -261,7 +261,7 @@ func TestNotesAndReadingAgain(t *testing.T) {
 		{layer.Enforced, "", ""},
 		{layer.Enforced, "by one witness", "INFO rules are in force"},
 		{layer.Enforced, "by one witness", ""},
-		{layer.Unsupported, "another", "INFO there is nothing to enforce"},
+		{layer.Unsupported, "another", "INFO the node can't have this layer"},
 		{layer.Unknown, "unreadable", "WARN rules drifted"},
 		{layer.Unknown, "still unreadable", ""},
 		{layer.Enforced, "another", "INFO rules can be read again"},
@@ -363,7 +363,7 @@ func TestCallbacks(t *testing.T) {
 	looked := 0
 	l := &fakeLayer{state: layer.Enforced}
 	g := New(Config{Layers: []Layer{l}, Resync: resync, Recorder: &counts{drift: map[layer.State]int{}},
-		Log: slog.New(slog.DiscardHandler), Looked: func() { looked++ }, Suspect: func() string { looked += 10; return "" }})
+		Log: slog.New(slog.DiscardHandler), Looked: func() { looked++ }, Suspect: func(layer.ID) string { looked += 10; return "" }})
 	g.keepers[0].look()
 	if looked != 11 {
 		t.Errorf("%d", looked)

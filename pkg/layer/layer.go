@@ -38,8 +38,8 @@ var (
 	Missing = NewState("missing", false)
 	// Unknown: the kernel could not be read, or what it said could not be understood.
 	Unknown = NewState("unknown", false)
-	// Unsupported: the node has no packet path of this family, so there is nothing to enforce (and nothing to fear).
-	Unsupported = NewState("unsupported", true)
+	// Unsupported: the node can't have this layer. It is no drift, and it stops nothing.
+	Unsupported = NewState("unsupported", false)
 )
 
 // States lists the common states and those of a layer's own.
@@ -65,6 +65,11 @@ type Reading struct {
 	// Detail says in words why the state is not Enforced: the rule above ours, or what could not be read. With Enforced it
 	// says what is unusual about it.
 	Detail string
+	// NoPath, with Unsupported: no packet of this family crosses the node, so that there is nothing to fear either.
+	NoPath bool
+	// AnyInterface: in a state that protects, it does so by whatever interface a packet comes in; else only by those that the
+	// policy names.
+	AnyInterface bool
 	// Rules are the rules of ours that were read back, each once, in iptables-save form.
 	Rules []string
 	// Blocked is how many packets the kernel says these rules stopped, counted over re-insertions of the rule.

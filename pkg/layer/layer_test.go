@@ -17,7 +17,7 @@ func TestStates(t *testing.T) {
 		protects, drifted bool
 	}{
 		{Enforced, "enforced", true, false},
-		{Unsupported, "unsupported", true, false},
+		{Unsupported, "unsupported", false, false},
 		{Missing, "missing", false, true},
 		{Unknown, "unknown", false, true},
 		{own, "own", false, true},

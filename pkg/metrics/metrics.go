@@ -25,6 +25,7 @@ const (
 	WatcherInterfaces = "interfaces"
 	WatcherNFTables   = "nftables"
 	WatcherLegacy     = "legacy"
+	WatcherRoute      = "route"
 )
 
 // result is a value of the label of that name.
@@ -111,13 +112,13 @@ func (m *Metrics) zero(layers []Layer, requests []string) {
 			}
 		}
 	}
-	for _, coverage := range []string{"rule", "none"} {
+	for _, coverage := range []string{"rule", "route", "none"} {
 		m.interfaces.WithLabelValues(coverage)
 	}
 	for _, event := range []string{"added", "removed", "resync"} {
 		m.events.WithLabelValues(event)
 	}
-	for _, watcher := range []string{WatcherInterfaces, WatcherNFTables, WatcherLegacy} {
+	for _, watcher := range []string{WatcherInterfaces, WatcherNFTables, WatcherLegacy, WatcherRoute} {
 		m.lost.WithLabelValues(watcher)
 	}
 	for _, op := range requests {
@@ -149,10 +150,12 @@ func (m *Metrics) Failed(_ layer.ID, err error) {
 	}
 }
 
-// Interfaces says how many pod-side interfaces rules in force cover, and how many none does.
-func (m *Metrics) Interfaces(covered, uncovered int) {
-	m.interfaces.WithLabelValues("rule").Set(float64(covered))
-	m.interfaces.WithLabelValues("none").Set(float64(uncovered))
+// Interfaces says how many pod-side interfaces iptables' rules in force cover, how many others the route layer, and how many
+// nothing does.
+func (m *Metrics) Interfaces(rule, route, none int) {
+	m.interfaces.WithLabelValues("rule").Set(float64(rule))
+	m.interfaces.WithLabelValues("route").Set(float64(route))
+	m.interfaces.WithLabelValues("none").Set(float64(none))
 }
 
 // Added implements ifwatch.Recorder.

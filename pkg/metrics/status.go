@@ -14,6 +14,8 @@ import (
 var (
 	protectedDesc = prometheus.NewDesc(prefix+"protected", "1 while every family's packets from pods to the endpoint are "+
 		"stopped by at least one layer that was read back from the kernel, else 0.", nil, nil)
+	degradedDesc = prometheus.NewDesc(prefix+"degraded", "1 while a layer that was asked for, and that the node can have, is "+
+		"not known to be in force, else 0.", nil, nil)
 	stateDesc = prometheus.NewDesc(prefix+"rule_state", "1 for the state that the rules are known to be in, else 0.",
 		[]string{"layer", "family", "state"}, nil)
 	verifiedDesc = prometheus.NewDesc(prefix+"last_verified_timestamp_seconds", "Unix time at which the rules were last "+
@@ -32,7 +34,7 @@ type statusCollector struct {
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{protectedDesc, stateDesc, verifiedDesc, contendedDesc, blockedDesc} {
+	for _, d := range []*prometheus.Desc{protectedDesc, degradedDesc, stateDesc, verifiedDesc, contendedDesc, blockedDesc} {
 		ch <- d
 	}
 }
@@ -44,6 +46,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	status := c.m.Status()
 	gauge(protectedDesc, bool01(status.Protected))
+	gauge(degradedDesc, bool01(status.Degraded))
 	for _, l := range status.Layers {
 		name, family := l.Name, string(l.Family)
 		for _, s := range c.states(l.ID) {

@@ -15,10 +15,11 @@ import (
 // ConditionType is the type of the node condition.
 const ConditionType corev1.NodeConditionType = "IMDSProtected"
 
-// The reasons of the condition, one status each.
+// The reasons of the condition, each of one status.
 const (
 	// True.
 	ReasonVerified = "RulesVerified"
+	ReasonDegraded = "LayerNotInForce"
 	// False.
 	ReasonNotInForce = "RulesNotInForce"
 	ReasonNotCovered = "InterfaceNotCovered"
@@ -47,23 +48,24 @@ type Coverage struct {
 	Uncovered []string
 }
 
-// Judge says of a node what `imds-guard check` would: True only when every rule was read back from the kernel as stopping
-// pods, and no pod-side interface is without one.
+// Judge says of a node what `imds-guard check` would: True only when every path of pods to the endpoint was read back from
+// the kernel as closed by some layer, and no pod-side interface is left out.
 func Judge(s guard.Status, c Coverage) Condition {
 	var read, wrong, unknown []string
 	for _, l := range s.Layers {
 		switch {
 		case l.State == layer.Unknown:
 			unknown = append(unknown, l.String())
+		case l.State == layer.Unsupported && (l.NoPath || !s.Open):
 		case !l.State.Protects():
 			wrong = append(wrong, l.String())
-		case l.State != layer.Unsupported:
+		default:
 			read = append(read, l.ID.String())
 		}
 	}
 	switch {
 	case s.Protected:
-	case len(wrong) > 0:
+	case s.Open:
 		return Condition{corev1.ConditionFalse, ReasonNotInForce,
 			"Pods may reach the instance metadata service: " + strings.Join(append(wrong, unknown...), "; ")}
 	case stale(s):
@@ -75,13 +77,18 @@ func Judge(s guard.Status, c Coverage) Condition {
 		return Condition{corev1.ConditionUnknown, ReasonUnreadable, "No address family is supported on this node."}
 	}
 	switch {
-	case c.Err != nil:
+	case c.Err != nil && !s.AnyInterface:
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
 			"The rules are in, but whether they cover every pod is not known: " + c.Err.Error()}
 	case len(c.Uncovered) > 0:
 		return Condition{corev1.ConditionFalse, ReasonNotCovered,
 			"Pods behind these interfaces reach the instance metadata service, because no --interface covers them: " +
 				first(c.Uncovered)}
+	}
+	if s.Degraded {
+		return Condition{corev1.ConditionTrue, ReasonDegraded,
+			"Pods are kept from the instance metadata service by " + strings.Join(read, " and ") + "; but " +
+				strings.Join(append(wrong, unknown...), "; ")}
 	}
 	return Condition{corev1.ConditionTrue, ReasonVerified,
 		"Pods are kept from the instance metadata service: the rules for " + strings.Join(read, " and ") +

@@ -14,8 +14,11 @@ import (
 )
 
 func TestJudge(t *testing.T) {
-	type layers = map[imds.Family]layer.Reading
-	enforced := layer.Reading{State: layer.Enforced}
+	type layers = map[layer.ID]layer.Reading
+	v4, v6 := layer.ID{Name: "iptables", Family: imds.IPv4}, layer.ID{Name: "iptables", Family: imds.IPv6}
+	route4, route6 := layer.ID{Name: "route", Family: imds.IPv4}, layer.ID{Name: "route", Family: imds.IPv6}
+	enforced, missing := layer.Reading{State: layer.Enforced}, layer.Reading{State: layer.Missing}
+	routed := layer.Reading{State: layer.Enforced, AnyInterface: true}
 	unreadable := layer.Reading{State: layer.Unknown, Detail: "iptables hangs", Err: errors.New("iptables hangs")}
 	tests := []struct {
 		name   string
@@ -25,41 +28,55 @@ func TestJudge(t *testing.T) {
 		reason  string
 		message string // a part of it
 	}{
-		{"all right", layers{imds.IPv4: enforced, imds.IPv6: enforced}, Coverage{},
+		{"all right", layers{v4: enforced, v6: enforced}, Coverage{},
 			corev1.ConditionTrue, ReasonVerified, "iptables ipv4 and iptables ipv6"},
-		{"no IPv6", layers{imds.IPv4: enforced, imds.IPv6: {State: layer.Unsupported}}, Coverage{},
+		{"no IPv6", layers{v4: enforced, v6: {State: layer.Unsupported, NoPath: true}}, Coverage{},
 			corev1.ConditionTrue, ReasonVerified, "the rules for iptables ipv4 were"},
-		{"displaced still stops packets", layers{imds.IPv4: {State: rules.Displaced}, imds.IPv6: enforced}, Coverage{},
+		{"displaced still stops packets", layers{v4: {State: rules.Displaced}, v6: enforced}, Coverage{},
 			corev1.ConditionTrue, ReasonVerified, "ipv4"},
-		{"shadowed", layers{imds.IPv4: {State: rules.Shadowed, Detail: "by this"}, imds.IPv6: enforced}, Coverage{},
+		{"shadowed", layers{v4: {State: rules.Shadowed, Detail: "by this"}, v6: enforced}, Coverage{},
 			corev1.ConditionFalse, ReasonNotInForce, "ipv4 rules are shadowed: by this"},
-		{"wrong beats unknown", layers{imds.IPv4: unreadable, imds.IPv6: {State: layer.Missing}}, Coverage{},
+		{"wrong beats unknown", layers{v4: unreadable, v6: {State: layer.Missing}}, Coverage{},
 			corev1.ConditionFalse, ReasonNotInForce, "ipv6 rules are missing"},
-		{"unreadable", layers{imds.IPv4: unreadable, imds.IPv6: enforced}, Coverage{},
+		{"unreadable", layers{v4: unreadable, v6: enforced}, Coverage{},
 			corev1.ConditionUnknown, ReasonUnreadable, "iptables hangs"},
-		{"nobody has looked", layers{imds.IPv4: {State: layer.Unknown, Detail: "nobody has looked yet"}}, Coverage{},
+		{"nobody has looked", layers{v4: {State: layer.Unknown, Detail: "nobody has looked yet"}}, Coverage{},
 			corev1.ConditionUnknown, ReasonNotVerified, "nobody has looked yet"},
-		{"nothing is supported", layers{imds.IPv4: {State: layer.Unsupported}}, Coverage{},
+		{"nothing is supported", layers{v4: {State: layer.Unsupported, NoPath: true}}, Coverage{},
 			corev1.ConditionUnknown, ReasonUnreadable, "No address family"},
-		{"uncovered", layers{imds.IPv4: enforced}, Coverage{Uncovered: []string{"a", "b", "c", "d", "e", "f", "g"}},
+		{"uncovered", layers{v4: enforced, v6: enforced}, Coverage{Uncovered: []string{"a", "b", "c", "d", "e", "f", "g"}},
 			corev1.ConditionFalse, ReasonNotCovered, "a, b, c, d, e and 2 more"},
-		{"one uncovered", layers{imds.IPv4: enforced}, Coverage{Uncovered: []string{"a"}},
+		{"one uncovered", layers{v4: enforced, v6: enforced}, Coverage{Uncovered: []string{"a"}},
 			corev1.ConditionFalse, ReasonNotCovered, "covers them: a"},
-		{"interfaces not listed", layers{imds.IPv4: enforced}, Coverage{Err: errors.New("not listed yet")},
+		{"interfaces not listed", layers{v4: enforced, v6: enforced}, Coverage{Err: errors.New("not listed yet")},
 			corev1.ConditionUnknown, ReasonNotVerified, "not listed yet"},
+
+		{"both layers", layers{v4: enforced, v6: enforced, route4: routed, route6: routed}, Coverage{Err: errors.New("not listed yet")},
+			corev1.ConditionTrue, ReasonVerified, "iptables ipv4 and iptables ipv6 and route ipv4 and route ipv6"},
+		{"one layer behind the other", layers{v4: missing, v6: enforced, route4: routed, route6: routed}, Coverage{},
+			corev1.ConditionTrue, ReasonDegraded, "by iptables ipv6 and route ipv4 and route ipv6; but iptables ipv4 rules are missing"},
+		{"one layer can't be read", layers{v4: unreadable, v6: enforced, route4: routed, route6: routed}, Coverage{},
+			corev1.ConditionTrue, ReasonDegraded, "but iptables ipv4 rules are unknown: iptables hangs"},
+		{"one layer can't be had", layers{v4: {State: layer.Unsupported}, v6: {State: layer.Unsupported}, route4: routed, route6: routed}, Coverage{},
+			corev1.ConditionTrue, ReasonVerified, "the rules for route ipv4 and route ipv6 were"},
+		{"neither", layers{v4: missing, v6: enforced, route4: missing, route6: routed}, Coverage{},
+			corev1.ConditionFalse, ReasonNotInForce, "iptables ipv4 rules are missing; route ipv4 rules are missing"},
+		{"nobody can tell", layers{v4: missing, v6: enforced, route4: unreadable, route6: routed}, Coverage{},
+			corev1.ConditionUnknown, ReasonUnreadable, "route ipv4 rules are unknown"},
+		{"uncovered behind the other layer's loss", layers{v4: enforced, v6: enforced, route4: missing, route6: routed},
+			Coverage{Uncovered: []string{"a"}}, corev1.ConditionFalse, ReasonNotCovered, "covers them: a"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := guard.Status{Protected: true}
-			supported := false
-			for _, f := range imds.Families {
-				if r, there := tt.layers[f]; there {
-					s.Layers = append(s.Layers, guard.LayerStatus{ID: layer.ID{Name: "iptables", Family: f}, Reading: r})
-					s.Protected = s.Protected && r.State.Protects()
-					supported = supported || r.State != layer.Unsupported
+			var read []guard.LayerStatus
+			for _, name := range []string{"iptables", "route"} {
+				for _, f := range imds.Families {
+					if r, there := tt.layers[layer.ID{Name: name, Family: f}]; there {
+						read = append(read, guard.LayerStatus{ID: layer.ID{Name: name, Family: f}, Reading: r})
+					}
 				}
 			}
-			s.Protected = s.Protected && supported
+			s := guard.Judge(read)
 			c := Judge(s, tt.Coverage)
 			if c.Status != tt.status || c.Reason != tt.reason || !strings.Contains(c.Message, tt.message) {
 				t.Errorf("%+v", c)

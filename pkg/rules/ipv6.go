@@ -3,8 +3,6 @@
 package rules
 
 import (
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,13 +10,6 @@ import (
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
-
-// hasIPv6 reports whether the kernel runs IPv6 at all; ipv6.disable=1 and a kernel without it both leave this out.
-func hasIPv6() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	_, hidden := os.Stat("/proc/sys/net")
-	return hidden != nil || !errors.Is(err, fs.ErrNotExist) // what can't be seen counts as yes
-}
 
 // forwardsIPv6 reports whether packets of pods can cross the node by IPv6, which is decided for each interface that they
 // come in by. What can't be read counts as yes.
@@ -36,7 +27,7 @@ func unsupported(f imds.Family, err error) (detail string, yes bool) {
 	switch {
 	case f != imds.IPv6:
 		return "", false
-	case !hasIPv6():
+	case !f.Present():
 		return "the kernel runs without IPv6", true
 	case withoutNetfilter(err) && !forwardsIPv6():
 		return "the kernel has no IPv6 netfilter, and forwards no IPv6", true

@@ -54,6 +54,7 @@ type seen struct {
 	state  layer.State
 	detail string
 	err    error
+	noPath bool
 
 	backend Backend
 	want    []Rule
@@ -97,7 +98,7 @@ func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 		}
 	}
 	return layer.Finding{Plan: s, Again: again, Reading: layer.Reading{
-		State: s.state, Detail: s.detail, Err: s.err, Rules: s.present(), Blocked: t.blocked.total, Place: string(t.backend),
+		State: s.state, Detail: s.detail, Err: s.err, NoPath: s.noPath, Rules: s.present(), Blocked: t.blocked.total, Place: string(t.backend),
 	}}
 }
 
@@ -144,7 +145,7 @@ func (s seen) present() (texts []string) {
 
 func (t *Table) unreadable(err error) seen {
 	if detail, yes := unsupported(t.family, err); yes {
-		return seen{state: layer.Unsupported, detail: detail}
+		return seen{state: layer.Unsupported, detail: detail, noPath: true}
 	}
 	return seen{state: layer.Unknown, detail: err.Error(), err: err}
 }
@@ -258,7 +259,7 @@ func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
 	info, loaded, err := t.forward.Summary()
 	if err == nil && !loaded {
 		if detail, yes := unsupported(t.family, nil); yes {
-			return seen{state: layer.Unsupported, detail: detail}
+			return seen{state: layer.Unsupported, detail: detail, noPath: true}
 		}
 		t.blocked.add(place(Legacy), want, nil)
 		return seen{state: layer.Missing, detail: "the table is not loaded", missing: want}

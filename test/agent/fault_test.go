@@ -226,7 +226,7 @@ func TestCheckUsesTheAgentsBackend(t *testing.T) {
 	a := n.startReady("--resync-period", "300ms")
 	eventually(t, "legacy is in use, and recorded", func() bool { return a.uses("legacy") && strings.Contains(n.record(), "legacy") })
 	n.sh("iptables-nft -A FORWARD -j ACCEPT") // from now on a fresh choice is another one
-	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "backend     legacy") {
+	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "backend        legacy") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 	a.kill()

@@ -9,23 +9,28 @@ import (
 	"testing"
 
 	"os/exec"
+
+	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
 // contract is every series that must exist from the start, with `*` for what differs from build to build.
 const contract = `
 imds_guard_backend_info{backend="nft",version="*"}
-imds_guard_blocked_packets_total{family="F",layer="iptables"}
+imds_guard_blocked_packets_total{family="F",layer="L"}
 imds_guard_build_info{commit="*",goversion="*",version="*"}
-imds_guard_contended{family="F",layer="iptables"}
+imds_guard_contended{family="F",layer="L"}
+imds_guard_degraded
 imds_guard_drift_total{family="F",layer="iptables",reason="displaced"}
 imds_guard_drift_total{family="F",layer="iptables",reason="duplicate"}
-imds_guard_drift_total{family="F",layer="iptables",reason="missing"}
-imds_guard_drift_total{family="F",layer="iptables",reason="shadowed"}
-imds_guard_drift_total{family="F",layer="iptables",reason="unknown"}
+imds_guard_drift_total{family="F",layer="L",reason="missing"}
+imds_guard_drift_total{family="F",layer="L",reason="shadowed"}
+imds_guard_drift_total{family="F",layer="L",reason="unknown"}
 imds_guard_interface_events_total{type="added"}
 imds_guard_interface_events_total{type="removed"}
 imds_guard_interface_events_total{type="resync"}
 imds_guard_interfaces{coverage="none"}
+imds_guard_interfaces{coverage="route"}
 imds_guard_interfaces{coverage="rule"}
 imds_guard_iptables_errors_total{family="F",operation="O",reason="exec"}
 imds_guard_iptables_errors_total{family="F",operation="O",reason="incompatible"}
@@ -39,32 +44,35 @@ imds_guard_kubernetes_requests_total{operation="patch_status",result="error"}
 imds_guard_kubernetes_requests_total{operation="patch_status",result="success"}
 imds_guard_kubernetes_requests_total{operation="record_event",result="error"}
 imds_guard_kubernetes_requests_total{operation="record_event",result="success"}
-imds_guard_last_verified_timestamp_seconds{family="F",layer="iptables"}
-imds_guard_looks_total{family="F",layer="iptables"}
+imds_guard_last_verified_timestamp_seconds{family="F",layer="L"}
+imds_guard_looks_total{family="F",layer="L"}
 imds_guard_protected
-imds_guard_repair_duration_seconds_count{family="F",layer="iptables"}
-imds_guard_repair_duration_seconds_sum{family="F",layer="iptables"}
-imds_guard_repairs_total{family="F",layer="iptables",result="error"}
-imds_guard_repairs_total{family="F",layer="iptables",result="success"}
+imds_guard_repair_duration_seconds_count{family="F",layer="L"}
+imds_guard_repair_duration_seconds_sum{family="F",layer="L"}
+imds_guard_repairs_total{family="F",layer="L",result="error"}
+imds_guard_repairs_total{family="F",layer="L",result="success"}
 imds_guard_rule_state{family="F",layer="iptables",state="displaced"}
 imds_guard_rule_state{family="F",layer="iptables",state="duplicate"}
-imds_guard_rule_state{family="F",layer="iptables",state="enforced"}
-imds_guard_rule_state{family="F",layer="iptables",state="missing"}
-imds_guard_rule_state{family="F",layer="iptables",state="shadowed"}
-imds_guard_rule_state{family="F",layer="iptables",state="unknown"}
-imds_guard_rule_state{family="F",layer="iptables",state="unsupported"}
+imds_guard_rule_state{family="F",layer="L",state="enforced"}
+imds_guard_rule_state{family="F",layer="L",state="missing"}
+imds_guard_rule_state{family="F",layer="L",state="shadowed"}
+imds_guard_rule_state{family="F",layer="L",state="unknown"}
+imds_guard_rule_state{family="F",layer="L",state="unsupported"}
 imds_guard_watch_losses_total{watcher="interfaces"}
 imds_guard_watch_losses_total{watcher="legacy"}
 imds_guard_watch_losses_total{watcher="nftables"}
+imds_guard_watch_losses_total{watcher="route"}
 `
 
-// expand writes out the families and operations.
+// expand writes out the layers, families and operations.
 func expand(lines string) (series []string) {
 	for line := range strings.Lines(strings.TrimSpace(lines)) {
 		line = strings.TrimSpace(line)
 		for _, family := range []string{"ipv4", "ipv6"} {
 			for _, operation := range []string{"version", "list", "insert", "restore"} {
-				series = append(series, strings.NewReplacer(`"F"`, `"`+family+`"`, `"O"`, `"`+operation+`"`).Replace(line))
+				for _, layer := range []string{rules.LayerName, route.LayerName} {
+					series = append(series, strings.NewReplacer(`"F"`, `"`+family+`"`, `"O"`, `"`+operation+`"`, `"L"`, `"`+layer+`"`).Replace(line))
+				}
 			}
 		}
 	}
@@ -76,7 +84,7 @@ var varying = regexp.MustCompile(`(version|commit|goversion)="[^"]*"`)
 
 func TestExposition(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n, _ := bothLayers(t)
 	a := n.startReady("--backend", "nft")
 	text, err := a.get("/metrics")
 	if err != nil {

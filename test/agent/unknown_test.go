@@ -233,7 +233,7 @@ func TestBinariesMissing(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	for _, command := range []string{"run", "check"} {
-		cmd := n.Command(t.Context(), "env", "PATH="+t.TempDir(), binary, command)
+		cmd := n.Command(t.Context(), "env", "PATH="+t.TempDir(), binary, command, "--layers", n.layers)
 		code, _, stderr := run(t, cmd)
 		want := map[string]int{"run": 1, "check": 2}[command]
 		if code != want || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "install") {

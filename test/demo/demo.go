@@ -99,6 +99,12 @@ func (d *demonstration) stepStart(ctx context.Context) error {
 			return err
 		}
 	}
+	d.out.good("and behind them a route into a sink, for what the node forwards to the endpoint from any interface:")
+	for _, f := range d.families {
+		if err := d.showRoute(ctx, f); err != nil {
+			return err
+		}
+	}
 	var err error
 	d.before, err = d.scrape(ctx)
 	return err
@@ -209,14 +215,17 @@ func (d *demonstration) tamper(ctx context.Context, f family, args ...string) er
 	if err == nil {
 		back, err = d.waitOnTop(ctx, f)
 	}
-	through := p.stop()
+	arrived, through := p.stop()
 	if err != nil {
 		return err
 	}
 	d.tamperings++
 	d.out.done("%s %s", f.tool, strings.Join(args, " "))
 	// From before the command to after the look: the rule was away for less than that.
-	d.out.good("seen back on top %s after that command was started; %s", milliseconds(back.Sub(tampered)), through)
+	if arrived > 0 {
+		return fmt.Errorf("after %s %s: %s, past the route layer", f.tool, strings.Join(args, " "), through)
+	}
+	d.out.good("seen back on top %s after that command was started; %s: the route was there", milliseconds(back.Sub(tampered)), through)
 	return d.showRules(ctx, f)
 }
 

@@ -18,6 +18,7 @@ import (
 // family is all that differs between IPv4 and IPv6.
 type family struct {
 	name, tool   string
+	ip           string // iproute2 for this family
 	imds         string
 	rule         string // as iptables prints it
 	probeAddress string
@@ -26,12 +27,12 @@ type family struct {
 func families(backend string) []family {
 	return []family{
 		{
-			name: "IPv4", tool: "iptables-" + backend, imds: testnode.IMDSv4,
+			name: "IPv4", tool: "iptables-" + backend, ip: "ip -4", imds: testnode.IMDSv4,
 			rule:         "-A FORWARD -d 169.254.169.254/32 -i eni+ -j DROP",
 			probeAddress: net.JoinHostPort(testnode.IMDSv4, "9"),
 		},
 		{
-			name: "IPv6", tool: "ip6tables-" + backend, imds: testnode.IMDSv6,
+			name: "IPv6", tool: "ip6tables-" + backend, ip: "ip -6", imds: testnode.IMDSv6,
 			rule:         "-A FORWARD -d fd00:ec2::254/128 -i eni+ -j DROP",
 			probeAddress: net.JoinHostPort(testnode.IMDSv6, "9"),
 		},
@@ -81,5 +82,15 @@ func (d *demonstration) showRules(ctx context.Context, f family) error {
 		return err
 	}
 	d.out.quote(rules)
+	return nil
+}
+
+// showRoute prints the route layer, as iproute2 does.
+func (d *demonstration) showRoute(ctx context.Context, f family) error {
+	out, err := d.node.Command(ctx, "sh", "-c", fmt.Sprintf("%[1]s rule list table 169254; %[1]s route show table 169254", f.ip)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("listing the route layer: %w\n%s", err, out)
+	}
+	d.out.quote(string(out))
 	return nil
 }

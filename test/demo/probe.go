@@ -82,7 +82,7 @@ func (p *probe) receive() {
 }
 
 // stop ends the probe and tells what became of the packets.
-func (p *probe) stop() string {
+func (p *probe) stop() (arrived int, told string) {
 	time.Sleep(probeTail)
 	p.quit.Store(true)
 	<-p.sending
@@ -90,13 +90,13 @@ func (p *probe) stop() string {
 	p.to.Close()
 	<-p.receiving
 	if len(p.arrived) == 0 {
-		return fmt.Sprintf("none of %d probe packets got through", len(p.sent))
+		return 0, fmt.Sprintf("none of %d probe packets got through", len(p.sent))
 	}
 	// From the last packet that was blocked before to the first one after, so that a pause in the sending can't make the
 	// time look shorter than it was.
 	numbers := slices.Sorted(maps.Keys(p.arrived))
 	before, after := max(0, numbers[0]-1), min(len(p.sent)-1, numbers[len(numbers)-1]+1)
-	return fmt.Sprintf("%d of %d probe packets got through, within %s",
+	return len(p.arrived), fmt.Sprintf("%d of %d probe packets got through, within %s",
 		len(p.arrived), len(p.sent), milliseconds(p.sent[after].Sub(p.sent[before])))
 }
 

@@ -95,7 +95,7 @@ rm -rf /run/imds-guard
 	n.removeRules(t)
 }
 
-// removeRules removes what the agent puts into FORWARD, without its help.
+// removeRules removes what the agent puts into FORWARD and into the routing, without its help.
 func (n *Node) removeRules(t *testing.T) {
 	t.Helper()
 	n.Exec(t, "bash", "-euo", "pipefail", "-c", `
@@ -107,6 +107,11 @@ for backend in nft legacy; do for family in ip ip6; do
     case $rule in *169.254.169.254/32*|*fd00:ec2::254/128*) ${family}tables-$backend -D $rule ;; esac
   done <<<"$rules"
 done; done
+for family in 4 6; do
+  while ip -$family rule del pref 0 not iif lo lookup 169254 2>/dev/null; do :; done
+  ip -$family route flush table 169254 2>/dev/null || true
+  ip link del imds-guard$family 2>/dev/null || true
+done
 `)
 }
 

@@ -34,7 +34,7 @@ func TestInstallGuide(t *testing.T) {
 		t.Errorf("the node says %s", columns)
 	}
 	check := []string{"-n", namespace, "exec", "daemonset/imds-guard", "--", "imds-guard", "check", "--interface=eni+"}
-	if out := node.Kubectl(t, check...); !strings.Contains(out, "protected   true") {
+	if out := node.Kubectl(t, check...); !strings.Contains(out, "protected      true") {
 		t.Errorf("check says %s", out)
 	}
 	asker.silent(t)

@@ -182,13 +182,19 @@ func (n *Node) waitCleanup(t *testing.T) {
 	})
 }
 
-// noRules fails the test if a rule about the metadata service is left.
+// noRules fails the test if a rule, a route or a link about the metadata service is left.
 func (n *Node) noRules(t *testing.T) {
 	t.Helper()
 	for _, family := range []string{"iptables-nft", "ip6tables-nft"} {
 		rules := n.Exec(t, family, "-S", "FORWARD")
 		if strings.Contains(rules, imdsIP) || strings.Contains(rules, "fd00:ec2::254") {
 			t.Errorf("%s has rules left:\n%s", family, rules)
+		}
+	}
+	for _, list := range []string{"-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all", "link"} {
+		out := n.Exec(t, append([]string{"ip"}, strings.Fields(list)...)...)
+		if strings.Contains(out, "169254") || strings.Contains(out, "imds-guard") {
+			t.Errorf("ip %s has something left:\n%s", list, out)
 		}
 	}
 }

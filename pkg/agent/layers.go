@@ -1,0 +1,85 @@
+// The layers that a configuration asks for.
+
+package agent
+
+import (
+	"slices"
+
+	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/metrics"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// states are those of each layer, by its name.
+var states = map[string][]layer.State{rules.LayerName: rules.States, route.LayerName: route.States}
+
+// newLayers makes the layers that were asked for, in each family, without touching the node; recorded is the backend that
+// an agent on this node was using last. selector is nil if iptables is not among them or can't be had; the latter is an error
+// only if nothing else was asked for.
+func newLayers(c config.Config, recorded rules.Backend) (layers []guard.Layer, selector *rules.Selector, err error) {
+	for _, name := range c.Layers {
+		var newLayer func(imds.Family) guard.Layer
+		switch name {
+		case rules.LayerName:
+			selector, err = rules.NewSelector(c.Backend, imds.Families, recorded)
+			if err != nil && len(c.Layers) == 1 {
+				return nil, nil, err
+			}
+			newLayer = func(f imds.Family) guard.Layer { return rules.NewTable(f, selector) }
+			if err != nil {
+				newLayer = func(f imds.Family) guard.Layer { return absent{layer.ID{Name: name, Family: f}, err} }
+			}
+		case route.LayerName:
+			newLayer = func(f imds.Family) guard.Layer { return route.New(f) }
+		}
+		for _, f := range imds.Families {
+			layers = append(layers, newLayer(f))
+		}
+	}
+	return layers, selector, nil
+}
+
+func described(layers []guard.Layer) (list []metrics.Layer) {
+	for _, l := range layers {
+		list = append(list, metrics.Layer{ID: l.ID(), States: states[l.ID().Name]})
+	}
+	return list
+}
+
+// absent is a layer that this node can't have.
+type absent struct {
+	id  layer.ID
+	why error
+}
+
+// ID implements guard.Layer.
+func (a absent) ID() layer.ID { return a.id }
+
+// Look implements guard.Layer.
+func (a absent) Look(policy.Policy, func(string)) layer.Finding {
+	return layer.Finding{Reading: layer.Reading{State: layer.Unsupported, Detail: a.why.Error()}}
+}
+
+// Repair implements guard.Layer. There is nothing that it could repair.
+func (a absent) Repair(policy.Policy, layer.Finding) error { return a.why }
+
+// ids names a layer in some families, or in all if none is given.
+func ids(name string, families ...imds.Family) (list []layer.ID) {
+	if len(families) == 0 {
+		families = imds.Families
+	}
+	for _, f := range families {
+		list = append(list, layer.ID{Name: name, Family: f})
+	}
+	return list
+}
+
+// judgeOnly is what would follow from the layers of one name alone.
+func judgeOnly(s guard.Status, name string) guard.Status {
+	return guard.Judge(slices.DeleteFunc(slices.Clone(s.Layers), func(l guard.LayerStatus) bool { return l.Name != name }))
+}

@@ -1,0 +1,320 @@
+// What the layer reads of its network namespace and does to it, by rtnetlink.
+
+package route
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+)
+
+// kernel is all of a node that a Layer knows, for one family. Its errors are the kernel's.
+type kernel interface {
+	// Rules are the policy rules, in the order in which a packet meets them.
+	Rules() ([]rule, error)
+	// Routes are those of a table, of one type or, with 0, of all.
+	Routes(table uint32, kind byte) ([]routeEntry, error)
+	// Sink is the link with the name of our sink. It is no error if there is none.
+	Sink() (link, error)
+
+	// Make makes a piece that is not there. index is the sink's, for the route into it.
+	Make(p piece, index int) error
+	// Delete removes a piece, the sink whatever has become of it. It is no error if there is none.
+	Delete(p piece) error
+	// DeleteRoute removes one route of our table.
+	DeleteRoute(r routeEntry) error
+}
+
+// link is what matters of a link that has the name of our sink.
+type link struct {
+	index int // 0: there is none
+	kind  string
+	// unfit says in words why it is no sink; empty if it is one.
+	unfit string
+	// disabled: it takes no packets of this family (sysctl disable_ipv6).
+	disabled bool
+	dropped  uint64 // packets, since it was made
+}
+
+// node is the kernel of this network namespace. It keeps its sockets.
+type node struct {
+	family imds.Family
+	links  *netlink.Handle
+	dumps  map[int]*nl.SocketHandle // asks strictly, so that the kernel does not dump every table of the node
+}
+
+func (n *node) open() error {
+	if n.links != nil {
+		return nil
+	}
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("opening a routing socket: %w", err)
+	}
+	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err == nil {
+		err = errors.Join(
+			unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1),
+			s.SetReceiveTimeout(&nl.SocketTimeoutTv), s.SetSendTimeout(&nl.SocketTimeoutTv),
+		)
+	}
+	if err != nil {
+		s.Close()
+		return fmt.Errorf("setting up a routing socket: %w", err)
+	}
+	n.links, n.dumps = links, map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
+	return nil
+}
+
+// close gives the sockets up; the next question opens others.
+func (n *node) close() {
+	if n.links != nil {
+		n.links.Close()
+		n.dumps[unix.NETLINK_ROUTE].Close()
+	}
+	n.links, n.dumps = nil, nil
+}
+
+// dumpTries is how often the kernel is asked anew because somebody has written in the middle of its answer.
+const dumpTries = 3
+
+// dump asks for all objects of a kind. After an error the sockets are given up: a part of the answer may be left in one.
+func (n *node) dump(message int, answer uint16, table uint32, kind byte) (found [][]byte, err error) {
+	for range dumpTries {
+		if err = n.open(); err != nil {
+			return nil, err
+		}
+		req := nl.NewNetlinkRequest(message, unix.NLM_F_DUMP)
+		req.Sockets = n.dumps
+		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(af(n.family)), Type: kind}})
+		if table != 0 {
+			req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(table)))
+		}
+		if found, err = req.Execute(unix.NETLINK_ROUTE, answer); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		n.close()
+	}
+	return found, err
+}
+
+// Rules implements kernel.
+func (n *node) Rules() (rules []rule, err error) {
+	messages, err := n.dump(unix.RTM_GETRULE, unix.RTM_NEWRULE, 0, 0)
+	if err != nil {
+		return nil, fmt.Errorf("listing the policy rules: %w", err)
+	}
+	for _, m := range messages {
+		r, err := parseRule(n.family, m)
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+// Routes implements kernel. A table that nobody has put a route into is not there (net/ipv4/fib_frontend.c, inet_dump_fib).
+func (n *node) Routes(table uint32, kind byte) (routes []routeEntry, err error) {
+	messages, err := n.dump(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, table, kind)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing the routes of table %d: %w", table, err)
+	}
+	for _, m := range messages {
+		r, err := parseRoute(m)
+		if err != nil {
+			return nil, err
+		}
+		if r.table == table { // else the kernel has not understood the question
+			routes = append(routes, r)
+		}
+	}
+	return routes, nil
+}
+
+// Sink implements kernel.
+func (n *node) Sink() (link, error) {
+	if err := n.open(); err != nil {
+		return link{}, err
+	}
+	l, err := n.links.LinkByName(namesOf(n.family).sink)
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+		return link{}, nil
+	}
+	if err != nil {
+		n.close()
+		return link{}, fmt.Errorf("reading the link %s: %w", namesOf(n.family).sink, err)
+	}
+	a := l.Attrs()
+	found := link{index: a.Index, kind: l.Type(), unfit: unfit(l), disabled: disabled(n.family, a.Name)}
+	if a.Statistics != nil {
+		found.dropped = a.Statistics.TxDropped
+	}
+	return found, nil
+}
+
+// unfit says why a link swallows not every packet that is routed into it.
+func unfit(l netlink.Link) string {
+	a := l.Attrs()
+	switch {
+	case l.Type() != "veth":
+		return fmt.Sprintf("it is a %s and none of ours", l.Type())
+	case a.RawFlags&unix.IFF_UP == 0:
+		return "it is down"
+	case a.RawFlags&unix.IFF_NOARP == 0:
+		return "it asks for its neighbours"
+	case a.RawFlags&unix.IFF_LOWER_UP != 0:
+		return "its other end is up"
+	case a.NetNsID >= 0:
+		return "its other end is in another network namespace"
+	case a.MasterIndex != 0:
+		return "it has a master"
+	}
+	return ""
+}
+
+// disabled reports whether a link takes no IPv6 packets. With a link that has just gone, that is no matter.
+func disabled(f imds.Family, name string) bool {
+	if f != imds.IPv6 {
+		return false
+	}
+	value, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(value)) != "0"
+}
+
+// Make implements kernel. That there is such a piece already is an error, too: either somebody else has just made it, or it is
+// not recognised, and making another each time would have no end. (The kernel compares two rules without their `not`.)
+func (n *node) Make(p piece, index int) (err error) {
+	if err := n.open(); err != nil {
+		return err
+	}
+	switch p {
+	case policyRule:
+		err = n.links.RuleAdd(n.rule())
+	case blackhole, sinkRoute:
+		err = n.links.RouteAdd(n.route(p, index))
+	case sink:
+		err = n.makeSink()
+	}
+	if err != nil {
+		return fmt.Errorf("making %s: %w", p, err)
+	}
+	return nil
+}
+
+func (n *node) rule() *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Priority, r.Protocol = af(n.family), priority, protocol
+	r.IifName, r.Invert, r.Table = "lo", true, table
+	return r
+}
+
+func (n *node) route(p piece, index int) *netlink.Route {
+	to := n.family.Endpoint()
+	r := &netlink.Route{
+		Family: af(n.family), Table: table, Protocol: protocol, Type: unix.RTN_UNICAST, LinkIndex: index, Priority: sinkMetric,
+		Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Bits())},
+	}
+	switch {
+	case p == blackhole:
+		r.Type, r.LinkIndex, r.Priority = unix.RTN_BLACKHOLE, 0, blackholeMetric
+	case n.family == imds.IPv4:
+		r.Scope = netlink.SCOPE_LINK
+	}
+	return r
+}
+
+// makeSink makes the pair and sets one end up. Without an address of its own it sends nothing of its own, which would be
+// counted as packets of pods.
+func (n *node) makeSink() error {
+	pair := namesOf(n.family)
+	veth := netlink.NewVeth(netlink.LinkAttrs{Name: pair.sink, MTU: sinkMTU})
+	veth.PeerName = pair.end
+	if err := n.links.LinkAdd(veth); err != nil {
+		return err
+	}
+	if err := n.links.LinkSetARPOff(veth); err != nil {
+		return fmt.Errorf("setting NOARP: %w", err)
+	}
+	const addrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE
+	if err := n.links.LinkSetIP6AddrGenMode(veth, addrGenModeNone); err != nil && imds.IPv6.Present() {
+		return fmt.Errorf("keeping IPv6 addresses off: %w", err)
+	}
+	if err := n.links.LinkSetUp(veth); err != nil {
+		return fmt.Errorf("setting it up: %w", err)
+	}
+	return nil
+}
+
+// Delete implements kernel.
+func (n *node) Delete(p piece) (err error) {
+	if err := n.open(); err != nil {
+		return err
+	}
+	switch p {
+	case policyRule:
+		r := n.rule()
+		r.Protocol = 0 // whoever made it
+		err = n.links.RuleDel(r)
+	case blackhole, sinkRoute:
+		r := n.route(p, 0)
+		r.Scope = netlink.SCOPE_NOWHERE // any
+		err = n.links.RouteDel(r)
+	case sink:
+		err = n.deleteSink()
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("deleting %s: %w", p, err)
+	}
+	return nil
+}
+
+// deleteSink deletes the pair by either of its ends, whatever the other is called by now.
+func (n *node) deleteSink() error {
+	pair := namesOf(n.family)
+	for _, name := range []string{pair.sink, pair.end} {
+		l, err := n.links.LinkByName(name)
+		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if l.Type() != "veth" {
+			return fmt.Errorf("the link %s is a %s and none of ours; give it another name", name, l.Type())
+		}
+		if err := n.links.LinkDel(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DeleteRoute implements kernel.
+func (n *node) DeleteRoute(r routeEntry) error {
+	if err := n.open(); err != nil {
+		return err
+	}
+	err := n.links.RouteDel(&netlink.Route{
+		Family: af(n.family), Table: int(r.table), Type: int(r.kind), LinkIndex: r.link, Priority: int(r.metric),
+		Scope: netlink.SCOPE_NOWHERE, // any
+		Dst:   &net.IPNet{IP: r.to.Addr().AsSlice(), Mask: net.CIDRMask(r.to.Bits(), r.to.Addr().BitLen())},
+	})
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("deleting the route %s: %w", r, err)
+	}
+	return nil
+}

@@ -1,0 +1,235 @@
+// One family's layer: the look, and the repair of what it found.
+
+package route
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+)
+
+// Layer is the layer of one family. Of earlier looks it remembers nothing but how many packets the sink had swallowed. Every
+// look reads all pieces, each from the kernel, and the packets of pods are taken to be stopped only if all are in place.
+type Layer struct {
+	family  imds.Family
+	kernel  kernel
+	dropped dropped
+}
+
+// New makes the layer of one family.
+func New(f imds.Family) *Layer { return &Layer{family: f, kernel: &node{family: f}} }
+
+// ID implements guard.Layer.
+func (l *Layer) ID() layer.ID { return layer.ID{Name: LayerName, Family: l.family} }
+
+// seen is what a look found.
+type seen struct {
+	there []piece
+	sink  link
+	// before are the policy rules, and the routes in the table of local addresses, that come before ours and may lead packets
+	// elsewhere. They are others'.
+	before []string
+	// inTheWay are routes to the endpoint in our table that come before ours.
+	inTheWay []routeEntry
+	// withoutSink says why no packet can get into the sink, so that the blackhole alone does it all; empty if they can.
+	withoutSink string
+}
+
+// missing are the pieces that are not there, in the order in which they are put back.
+func (s seen) missing() []piece {
+	return slices.DeleteFunc(slices.Clone(pieces), func(p piece) bool {
+		return slices.Contains(s.there, p) || p == sinkRoute && s.withoutSink != ""
+	})
+}
+
+// Look implements guard.Layer. The policy makes no difference: whatever the node forwards to the endpoint is stopped.
+func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
+	s, err := l.read()
+	r := layer.Reading{State: layer.Enforced, AnyInterface: true, Blocked: l.dropped.total}
+	switch missing := s.missing(); {
+	case err != nil && unsupported(err):
+		r.State, r.Detail = layer.Unsupported, fmt.Sprintf("the kernel has no policy routing for %s", l.family)
+		if !l.family.Present() {
+			r.NoPath, r.Detail = true, fmt.Sprintf("the kernel runs without %s", l.family)
+		}
+		return layer.Finding{Reading: r}
+	case err != nil:
+		r.State, r.Detail, r.Err = layer.Unknown, err.Error(), err
+		return layer.Finding{Reading: r}
+	case len(missing) > 0:
+		r.State, r.Detail = layer.Missing, notThere(missing, s.sink)
+	case len(s.before) > 0 || len(s.inTheWay) > 0:
+		r.State, r.Detail = Shadowed, s.shadow()
+	default:
+		r.Detail = s.withoutSink
+	}
+	for _, p := range s.there {
+		r.Rules = append(r.Rules, p.text(l.family))
+	}
+	return layer.Finding{Reading: r, Plan: s}
+}
+
+// read reads every piece.
+func (l *Layer) read() (s seen, err error) {
+	rules, err := l.kernel.Rules()
+	if err != nil {
+		return s, err
+	}
+	routes, err := l.kernel.Routes(table, 0)
+	if err != nil {
+		return s, err
+	}
+	local, err := l.kernel.Routes(unix.RT_TABLE_LOCAL, unix.RTN_UNICAST)
+	if err != nil {
+		return s, err
+	}
+	if s.sink, err = l.kernel.Sink(); err != nil {
+		return s, err
+	}
+	if s.sink.index != 0 && s.sink.kind == "veth" {
+		l.dropped.add(s.sink.index, s.sink.dropped)
+	}
+	s.judgeRules(rules)
+	s.judgeRoutes(l.family, routes)
+	endpoint := l.family.Endpoint().Addr()
+	for _, r := range local {
+		if r.to.Contains(endpoint) {
+			s.before = append(s.before, "the route "+r.String())
+		}
+	}
+	if s.sink.index != 0 && s.sink.unfit == "" {
+		s.there = append(s.there, sink)
+		if s.sink.disabled {
+			s.withoutSink = fmt.Sprintf("by the blackhole alone: IPv6 is disabled on %s, so that FORWARD sees none of these packets",
+				namesOf(l.family).sink)
+		}
+	}
+	slices.SortFunc(s.there, func(a, b piece) int { return slices.Index(pieces, a) - slices.Index(pieces, b) })
+	return s, nil
+}
+
+// judgeRules finds what comes before ours, or would if ours were there: the kernel puts a new rule behind those of the same
+// priority (net/core/fib_rules.c, fib_newrule).
+func (s *seen) judgeRules(rules []rule) {
+	for _, r := range rules {
+		if r.ours {
+			s.there = append(s.there, policyRule)
+			return
+		}
+		if r.diverts && r.priority <= priority {
+			s.before = append(s.before, fmt.Sprintf("the policy rule %q", r.text))
+		}
+	}
+}
+
+func (s *seen) judgeRoutes(f imds.Family, routes []routeEntry) {
+	for _, r := range routes {
+		switch {
+		case r.to != f.Endpoint():
+		case r.plain && r.kind == unix.RTN_BLACKHOLE && r.metric == blackholeMetric:
+			s.there = append(s.there, blackhole)
+		case r.plain && r.kind == unix.RTN_UNICAST && r.metric == sinkMetric && r.link == s.sink.index && r.link != 0:
+			if s.sink.unfit != "" {
+				continue // it goes with the sink
+			}
+			s.there = append(s.there, sinkRoute)
+			if r.dead {
+				s.withoutSink = "by the blackhole alone: routes without a carrier are ignored (sysctl ignore_routes_with_linkdown), " +
+					"so that FORWARD sees none of these packets"
+			}
+		case r.metric <= blackholeMetric:
+			s.inTheWay = append(s.inTheWay, r)
+		}
+	}
+}
+
+// notThere says in words what is missing.
+func notThere(missing []piece, at link) string {
+	var words []string
+	for _, p := range missing {
+		word := string(p)
+		if p == sink && at.unfit != "" {
+			word += " (" + at.unfit + ")"
+		}
+		words = append(words, word)
+	}
+	be := " is not there"
+	if len(words) > 1 {
+		be = " are not there"
+	}
+	return strings.Join(words, " and ") + be
+}
+
+// shadow says what comes before the pieces.
+func (s seen) shadow() string {
+	words := slices.Clone(s.before)
+	for _, r := range s.inTheWay {
+		words = append(words, "the route "+r.String())
+	}
+	return strings.Join(words, " and ") + " may lead packets elsewhere"
+}
+
+// unsupported tells that a kernel without the protocol, or without policy routing in it, was asked.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// Repair implements guard.Layer.
+func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
+	s, ok := f.Plan.(seen)
+	if !ok {
+		return errors.New("repairing the route layer: the finding is not one of its looks")
+	}
+	var errs []error
+	for _, r := range s.inTheWay {
+		errs = append(errs, l.kernel.DeleteRoute(r))
+	}
+	for _, p := range s.missing() {
+		errs = append(errs, l.put(p, &s))
+	}
+	if len(s.before) > 0 {
+		errs = append(errs, fmt.Errorf("putting ours first: %s may lead packets elsewhere and is not ours to delete",
+			strings.Join(s.before, " and ")))
+	}
+	return errors.Join(errs...)
+}
+
+// put puts one piece back. A sink that is unfit is made anew, and the route into it with it.
+func (l *Layer) put(p piece, s *seen) error {
+	if p == sink {
+		if err := l.kernel.Delete(sink); err != nil {
+			return err
+		}
+	}
+	err := l.kernel.Make(p, s.sink.index)
+	if p == sink && err == nil {
+		s.sink, err = l.kernel.Sink()
+	}
+	if p == sinkRoute && s.sink.disabled {
+		return nil // the next look finds that it can't be had
+	}
+	return err
+}
+
+// dropped adds up the packets that the sinks of a family have swallowed, of which each begins at zero.
+type dropped struct {
+	total, last uint64
+	index       int
+}
+
+// add takes the count of the sink with an index.
+func (d *dropped) add(index int, now uint64) {
+	if index == d.index && now >= d.last {
+		d.total += now - d.last
+	} else {
+		d.total += now
+	}
+	d.index, d.last = index, now
+}

@@ -1,0 +1,243 @@
+// What the kernel says of policy rules and routes, attribute by attribute. The library's own types leave out a rule's action,
+// and attributes that it does not know; with either of them a rule is another one, so that it would be taken for ours.
+
+package route
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
+)
+
+// header is struct rtmsg and struct fib_rule_hdr, which have their bytes in the same places (include/uapi/linux/rtnetlink.h
+// and fib_rules.h).
+type header struct {
+	family, dstBits, srcBits, tos byte
+	kind                          byte // of a route its type, of a rule its action
+	flags                         uint32
+	attrs                         map[uint16]syscall.NetlinkRouteAttr
+}
+
+func parse(message []byte) (header, error) {
+	if len(message) < unix.SizeofRtMsg {
+		return header{}, fmt.Errorf("parsing a message of %d bytes: it is too short", len(message))
+	}
+	attrs, err := nlattr.Map(message[unix.SizeofRtMsg:])
+	if err != nil {
+		return header{}, err
+	}
+	return header{
+		family: message[0], dstBits: message[1], srcBits: message[2], tos: message[3], kind: message[7],
+		flags: binary.NativeEndian.Uint32(message[8:]), attrs: attrs,
+	}, nil
+}
+
+// number is an attribute of 32 bits, 0 if it is not there.
+func (h header) number(attr uint16) uint32 {
+	if v := h.attrs[attr].Value; len(v) >= 4 {
+		return binary.NativeEndian.Uint32(v)
+	}
+	return 0
+}
+
+// only reports whether no other attribute is there than these.
+func (h header) only(known ...uint16) bool {
+	left := len(h.attrs)
+	for _, attr := range known {
+		if _, there := h.attrs[attr]; there {
+			left--
+		}
+	}
+	return left == 0
+}
+
+// prefix is a destination, the default one if there is none.
+func (h header) prefix(attr uint16) (netip.Prefix, error) {
+	raw, there := h.attrs[attr]
+	addr, ok := netip.AddrFromSlice(raw.Value)
+	switch {
+	case !there && h.family == unix.AF_INET6:
+		addr = netip.IPv6Unspecified()
+	case !there:
+		addr = netip.IPv4Unspecified()
+	case !ok:
+		return netip.Prefix{}, fmt.Errorf("parsing a destination of %d bytes", len(raw.Value))
+	}
+	return addr.Prefix(int(h.dstBits))
+}
+
+// rule is what matters of a policy rule.
+type rule struct {
+	ours bool
+	// diverts: it may lead a packet that the node forwards to the endpoint elsewhere than to the next rule, and does not
+	// stop it.
+	diverts  bool
+	priority uint32
+	text     string // for a person
+}
+
+// The actions and flags of a rule that are not in the library (include/uapi/linux/fib_rules.h).
+const (
+	fibRuleInvert = 0x2
+	// notSuppressed is the kernel's word for no prefix length to suppress.
+	notSuppressed = 0xffffffff
+)
+
+func parseRule(f imds.Family, message []byte) (rule, error) {
+	h, err := parse(message)
+	if err != nil {
+		return rule{}, err
+	}
+	to, err := h.prefix(nl.FRA_DST)
+	if err != nil {
+		return rule{}, err
+	}
+	iif := unix.ByteSliceToString(h.attrs[nl.FRA_IIFNAME].Value)
+	leadsTo, inverted := h.number(nl.FRA_TABLE), h.flags&fibRuleInvert != 0
+	_, suppresses := h.attrs[nl.FRA_SUPPRESS_PREFIXLEN]
+	suppresses = suppresses && h.number(nl.FRA_SUPPRESS_PREFIXLEN) != notSuppressed
+	r := rule{priority: h.number(nl.FRA_PRIORITY), text: h.ruleText(to, iif, leadsTo, inverted)}
+	r.ours = h.kind == nl.FR_ACT_TO_TBL && h.flags == fibRuleInvert && iif == "lo" && leadsTo == table &&
+		r.priority == priority && h.dstBits == 0 && h.srcBits == 0 && h.tos == 0 && !suppresses &&
+		h.only(nl.FRA_TABLE, nl.FRA_IIFNAME, nl.FRA_PRIORITY, nl.FRA_PROTOCOL, nl.FRA_SUPPRESS_PREFIXLEN, nl.FRA_PAD)
+	passes := !inverted && (iif == "lo" || !to.Contains(f.Endpoint().Addr()))
+	switch h.kind {
+	case nl.FR_ACT_BLACKHOLE, nl.FR_ACT_UNREACHABLE, nl.FR_ACT_PROHIBIT, nl.FR_ACT_NOP:
+		passes = true
+	case nl.FR_ACT_TO_TBL:
+		passes = passes || leadsTo == unix.RT_TABLE_LOCAL // what is in there is looked at by itself
+	}
+	r.diverts = !r.ours && !passes
+	return r, nil
+}
+
+// ruleText is close to what `ip rule` prints.
+func (h header) ruleText(to netip.Prefix, iif string, leadsTo uint32, inverted bool) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d:", h.number(nl.FRA_PRIORITY))
+	if inverted {
+		b.WriteString(" not")
+	}
+	if h.dstBits > 0 {
+		fmt.Fprintf(&b, " to %s", to)
+	}
+	if iif != "" {
+		fmt.Fprintf(&b, " iif %s", iif)
+	}
+	switch h.kind {
+	case nl.FR_ACT_TO_TBL:
+		fmt.Fprintf(&b, " lookup %d", leadsTo)
+	case nl.FR_ACT_GOTO:
+		fmt.Fprintf(&b, " goto %d", h.number(nl.FRA_GOTO))
+	default:
+		fmt.Fprintf(&b, " action %d", h.kind)
+	}
+	return b.String()
+}
+
+// routeEntry is what matters of a route.
+type routeEntry struct {
+	table  uint32
+	kind   byte
+	to     netip.Prefix
+	metric uint32
+	link   int // the interface that it leads to, 0 for none
+	// plain: it has nothing but these, so that it holds for every packet to its destination.
+	plain bool
+	// dead: lookups pass over it for as long as its interface has no carrier (sysctl ignore_routes_with_linkdown).
+	dead bool
+}
+
+func parseRoute(message []byte) (routeEntry, error) {
+	h, err := parse(message)
+	if err != nil {
+		return routeEntry{}, err
+	}
+	to, err := h.prefix(unix.RTA_DST)
+	if err != nil {
+		return routeEntry{}, err
+	}
+	return routeEntry{
+		table: h.number(unix.RTA_TABLE), kind: h.kind, to: to,
+		metric: h.number(unix.RTA_PRIORITY), link: int(h.number(unix.RTA_OIF)),
+		plain: h.srcBits == 0 && h.tos == 0 &&
+			h.only(unix.RTA_TABLE, unix.RTA_DST, unix.RTA_PRIORITY, unix.RTA_OIF, unix.RTA_PREF, unix.RTA_CACHEINFO),
+		dead: h.flags&unix.RTNH_F_DEAD != 0,
+	}, nil
+}
+
+// String is close to what `ip route` prints.
+func (r routeEntry) String() string {
+	kinds := map[byte]string{unix.RTN_UNICAST: "", unix.RTN_BLACKHOLE: "blackhole "}
+	kind, known := kinds[r.kind]
+	if !known {
+		kind = fmt.Sprintf("type %d ", r.kind)
+	}
+	return fmt.Sprintf("%s%s table %d metric %d link %d", kind, r.to, r.table, r.metric, r.link)
+}
+
+// concerns tells of a notification which family's layer it may be about, if any of the two: a rule, a route in a table that
+// decides, or one of the links with the given names or indexes.
+func concerns(m syscall.NetlinkMessage, links map[int32]imds.Family) (imds.Family, bool) {
+	switch m.Header.Type {
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return familyOf(m.Data)
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		r, err := parseRoute(m.Data)
+		if err == nil && r.table != table && (r.table != unix.RT_TABLE_LOCAL || r.kind != unix.RTN_UNICAST) {
+			return "", false
+		}
+		return familyOf(m.Data)
+	case unix.RTM_NEWLINK:
+		return linkOf(m.Data, links)
+	case unix.RTM_DELLINK:
+		defer maps.DeleteFunc(links, func(index int32, _ imds.Family) bool { return index == linkIndex(m.Data) })
+		return linkOf(m.Data, links)
+	}
+	return "", false
+}
+
+func familyOf(message []byte) (imds.Family, bool) {
+	for _, f := range imds.Families {
+		if len(message) > 0 && int(message[0]) == af(f) {
+			return f, true
+		}
+	}
+	return "", false
+}
+
+// linkIndex is ifi_index of struct ifinfomsg.
+func linkIndex(message []byte) int32 {
+	if len(message) < unix.SizeofIfInfomsg {
+		return 0
+	}
+	return int32(binary.NativeEndian.Uint32(message[4:]))
+}
+
+// linkOf notes the index of a link with one of our names, by which it is known even after it was given another.
+func linkOf(message []byte, links map[int32]imds.Family) (imds.Family, bool) {
+	if len(message) < unix.SizeofIfInfomsg {
+		return "", false
+	}
+	index := linkIndex(message)
+	attrs, err := nlattr.Map(message[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return "", false
+	}
+	for _, f := range imds.Families {
+		if unix.ByteSliceToString(attrs[unix.IFLA_IFNAME].Value) == namesOf(f).sink {
+			links[index] = f
+		}
+	}
+	f, known := links[index]
+	return f, known
+}

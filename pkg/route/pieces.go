@@ -1,0 +1,92 @@
+// What the layer consists of.
+
+package route
+
+import (
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+)
+
+// LayerName is the name of this way of enforcing, as a metric label.
+const LayerName = "route"
+
+// table is the routing table of our own, in each family. In it all routes to the endpoint are ours.
+const table = 169254
+
+const (
+	// priority is the policy rule's. At 0 the kernel has only its own rule for local addresses, `ip rule flush` leaves what is
+	// there (iproute2, ip/iprule.c), and nobody comes before: at 11, the rule that VPC CNI makes at 10 for pods with security
+	// groups did (amazon-vpc-cni-k8s, pkg/networkutils/network.go).
+	priority = 0
+	// protocol says who made a rule or a route. systemd-networkd removes foreign ones, but not the kernel's
+	// (src/network/networkd-routing-policy-rule.c and networkd-route.c).
+	protocol = unix.RTPROT_KERNEL
+	// The metrics of the two routes: the sink's comes first.
+	sinkMetric, blackholeMetric = 1, 1000
+	// sinkMTU is the largest that a veth may have: a packet that is too big would be answered by the node before it crossed
+	// FORWARD.
+	sinkMTU = 65535
+)
+
+// piece is a part of the layer, as it is called in details, in the order in which what is lost is put back: the first two
+// alone keep packets from the endpoint.
+type piece string
+
+const (
+	blackhole  piece = "the blackhole route"
+	policyRule piece = "the policy rule"
+	sink       piece = "the sink"
+	sinkRoute  piece = "the route into the sink"
+)
+
+var pieces = []piece{blackhole, policyRule, sink, sinkRoute}
+
+// names are of one family's links.
+type names struct{ sink, end string }
+
+func namesOf(f imds.Family) names {
+	name := "imds-guard" + version(f)
+	return names{name, name + "-end"}
+}
+
+// version is the family as `ip` has it, 4 or 6.
+func version(f imds.Family) string {
+	if f == imds.IPv6 {
+		return "6"
+	}
+	return "4"
+}
+
+// text is a piece as `ip` would be told to make it, for a person to read and to compare.
+func (p piece) text(f imds.Family) string {
+	ip, to := "ip -"+version(f), f.Endpoint().Addr()
+	switch p {
+	case policyRule:
+		return fmt.Sprintf("%s rule add pref %d not iif lo lookup %d protocol kernel", ip, priority, table)
+	case blackhole:
+		return fmt.Sprintf("%s route add blackhole %s table %d metric %d protocol kernel", ip, to, table, blackholeMetric)
+	case sinkRoute:
+		return fmt.Sprintf("%s route add %s dev %s table %d metric %d protocol kernel", ip, to, namesOf(f).sink, table, sinkMetric)
+	}
+	return fmt.Sprintf("ip link add %s up arp off mtu %d type veth peer name %s", namesOf(f).sink, sinkMTU, namesOf(f).end)
+}
+
+// Commands are what `ip` would be told to put the layer of a family in force, for a person.
+func Commands(f imds.Family) (list []string) {
+	for _, p := range pieces {
+		list = append(list, p.text(f))
+	}
+	return list
+}
+
+// af is the family as netlink has it.
+func af(f imds.Family) int {
+	if f == imds.IPv6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}

@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// bothLayers is a node on which both layers are asked for, with pods behind the interfaces that EKS gives them beside the
+// usual one.
+func bothLayers(t *testing.T) (n *node, others []*testnode.Pod) {
+	n = newNode(t)
+	n.layers = rules.LayerName + "," + route.LayerName
+	for _, name := range []string{"vlan0123456789a", "veth01234567"} {
+		pod, err := n.AddPod(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, pod)
+	}
+	return n, others
+}
+
+func gauge(name string, labels ...string) string {
+	if len(labels) == 0 {
+		return "imds_guard_" + name
+	}
+	return fmt.Sprintf("imds_guard_%s{%s}", name, strings.Join(labels, ","))
+}
+
+// Every interface is covered, and nobody is told to add a flag; each layer is named everywhere; cleanup leaves nothing.
+func TestBothLayers(t *testing.T) {
+	t.Parallel()
+	n, others := bothLayers(t)
+	state := func() string {
+		return n.sh("for f in 4 6; do ip -$f rule; ip -$f route show table all | grep -v ^multicast | sort; done; ip -br link | cut -d' ' -f1")
+	}
+	before := state()
+	a := n.startReady("--backend", "nft", "--resync-period", "200ms")
+	for _, v := range variants[:2] {
+		n.mustBeBlocked(v)
+		for _, pod := range others {
+			same := *n
+			same.pod = pod
+			same.mustBeBlocked(v)
+		}
+		if a.metric(gauge("rule_state", `family="`+string(v.family)+`"`, `layer="route"`, `state="enforced"`)) != 1 {
+			t.Errorf("%s: the route layer is not said to be enforced", v.family)
+		}
+	}
+	eventually(t, "each interface counts once", func() bool {
+		return a.metric(covered) == 1 && a.metric(gauge("interfaces", `coverage="route"`)) == 2 && a.metric(uncovered) == 0
+	})
+	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "route ipv6     enforced") || !strings.Contains(stdout, "0 covered by nothing") {
+		t.Errorf("check ends with %d and says\n%s", code, stdout)
+	}
+	if a.metric("imds_guard_degraded") != 0 || a.metric("imds_guard_protected") != 1 {
+		t.Error("degraded")
+	}
+	if n := a.log.Count("no rule covers"); n != 0 {
+		t.Errorf("%d lines about interfaces without a rule", n)
+	}
+	a.signal(syscall.SIGTERM)
+	<-a.done
+	n.mustBeBlocked(variants[0])
+	code, stdout, stderr := n.guard("cleanup")
+	if code != 0 || !strings.Contains(stdout, "removed the blackhole route, the policy rule, the sink, the route into the sink (ipv6, route)") {
+		t.Errorf("cleanup ends with %d and says\n%s%s", code, stdout, stderr)
+	}
+	if after := state(); after != before {
+		t.Errorf("the node has\n%sand had\n%s", after, before)
+	}
+	if !n.served(variants[0]) || !n.served(variants[1]) {
+		t.Error("after cleanup the pod is not served")
+	}
+}
+
+// Each piece that goes is put back by a notification, without a resync; meanwhile the node is protected by the other layer.
+func TestLostPiecesOfTheRoute(t *testing.T) {
+	t.Parallel()
+	n, _ := bothLayers(t)
+	a := n.startReady("--backend", "nft", "--resync-period", noResync)
+	eventually(t, "both layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
+	for _, f := range []struct {
+		family imds.Family
+		ip     string
+	}{{imds.IPv4, "ip -4"}, {imds.IPv6, "ip -6"}} {
+		sink := map[imds.Family]string{imds.IPv4: "imds-guard4", imds.IPv6: "imds-guard6"}[f.family]
+		whole := func() bool {
+			out := n.sh("%s rule; %s route show table 169254; ip link show %s || true", f.ip, f.ip, sink)
+			return strings.Contains(out, "iif lo lookup 169254") && strings.Contains(out, "blackhole") &&
+				strings.Contains(out, "dev "+sink) && strings.Contains(out, ",UP,")
+		}
+		for i, loss := range []string{
+			f.ip + " rule del pref 0 not iif lo lookup 169254",
+			f.ip + " route flush table 169254",
+			"ip link del " + sink,
+			"ip link set " + sink + " down",
+			"ip link set " + sink + " name lost",
+		} {
+			n.sh("%s", loss)
+			eventually(t, "after "+loss+" all is back", whole)
+			series := gauge("drift_total", `family="`+string(f.family)+`"`, `layer="route"`, `reason="missing"`)
+			eventually(t, "after "+loss+" it is counted", func() bool { return a.metric(series) >= float64(i+1) })
+			n.sh("ip link del lost 2>/dev/null || true")
+		}
+	}
+	if a.metric("imds_guard_protected") != 1 || !a.ready() {
+		t.Error("a loss behind the other layer is taken for an outage")
+	}
+}
+
+// A layer that is not in force behind another makes the node degraded, and no more than that.
+func TestDegraded(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.layers = rules.LayerName + "," + route.LayerName
+	n.sh("ip rule add pref 0 iif %s lookup main", n.pod.Ifname) // before ours, for good
+	a := n.startReady("--backend", "nft")
+	eventually(t, "it is degraded", func() bool { return a.metric("imds_guard_degraded") == 1 })
+	if a.metric("imds_guard_protected") != 1 {
+		t.Error("it is not protected")
+	}
+	code, stdout, _ := n.guard("check")
+	if code != 0 || !strings.Contains(stdout, "degraded       true") || !strings.Contains(stdout, "shadowed: the policy rule") {
+		t.Errorf("check ends with %d and says\n%s", code, stdout)
+	}
+	n.mustBeBlocked(variants[0])
+	n.sh("ip rule del pref 0 iif %s lookup main", n.pod.Ifname)
+	eventually(t, "it is degraded no more", func() bool { return a.metric("imds_guard_degraded") == 0 })
+}
+
+// Without any iptables the route layer guards alone; it is said once that the other can't be had.
+func TestWithoutIptables(t *testing.T) {
+	t.Parallel()
+	n, others := bothLayers(t)
+	a := n.startWith([]string{"PATH=/nonexistent"}, "--resync-period", "100ms")
+	eventually(t, "it is ready", a.ready)
+	for _, v := range variants[:2] {
+		same := *n
+		for _, same.pod = range append(others, n.pod) {
+			same.mustBeBlocked(v)
+		}
+		if !a.state(v, layer.Unsupported) {
+			t.Errorf("%s: iptables is not said to be unsupported", v.family)
+		}
+	}
+	if a.metric("imds_guard_degraded") != 0 {
+		t.Error("a layer that the node can't have makes it degraded")
+	}
+	a.awaitLooks(variants[0], 5)
+	if got := a.log.Count("can't have this layer", "layer=iptables", "family=ipv4", "none of iptables-nft, iptables-legacy is in PATH"); got != 1 {
+		t.Errorf("%d lines say so", got)
+	}
+	a.kill()
+	n.layers = rules.LayerName
+	alone := n.startWith([]string{"PATH=/nonexistent"})
+	<-alone.done
+	if code := alone.cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("with that layer alone it ends with %d", code)
+	}
+}
+
+// With the route layer alone no rule is written, and pods are kept away all the same.
+func TestRouteAlone(t *testing.T) {
+	t.Parallel()
+	n, _ := bothLayers(t)
+	n.layers = route.LayerName
+	n.startReady()
+	for _, v := range variants[:2] {
+		n.mustBeBlocked(v)
+	}
+	for _, v := range variants {
+		if list := n.forward(v); slices.ContainsFunc(list, func(l string) bool { return strings.Contains(l, v.address()) }) {
+			t.Errorf("%s: %q", v, list)
+		}
+	}
+}
+
+// An answer by REJECT comes as it does without the route: packets cross FORWARD on their way into the sink.
+func TestRejectBeforeTheSink(t *testing.T) {
+	t.Parallel()
+	n, _ := bothLayers(t)
+	n.startReady("--backend", "nft", "--verdict", "reject")
+	for _, v := range variants[:2] {
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		defer cancel()
+		if _, err := n.pod.Get(ctx, v.url()); err == nil || !strings.Contains(err.Error(), "connection refused") {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+}

@@ -1,0 +1,144 @@
+package agent
+
+import (
+	"context"
+	"flag"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+var (
+	stormSeed = flag.Uint64("storm.seed", uint64(time.Now().UnixNano()), "the order in which a storm tampers")
+	stormTime = flag.Duration("storm.time", time.Minute, "for how long")
+)
+
+// tampering is everything by which others remove iptables' rules or cover them, for a backend: as commands with %[1]s for
+// iptables' name in each family and %[2]s for the endpoint.
+var tampering = []string{
+	"%[1]s -w -F FORWARD",
+	"%[1]s -w -D FORWARD -d %[2]s -i eni+ -j DROP",
+	"%[1]s -w -I FORWARD -j ACCEPT",
+	"%[1]s -w -I FORWARD -i eni+ -m conntrack --ctstate NEW,ESTABLISHED,RELATED -j ACCEPT",
+	"%[1]s -w -P FORWARD ACCEPT; %[1]s -w -F; %[1]s -w -X",
+	"printf '*filter\\n:INPUT ACCEPT\\n:FORWARD ACCEPT\\n:OUTPUT ACCEPT\\n-A FORWARD -j ACCEPT\\nCOMMIT\\n' | %[1]s-restore -w",
+	"%[1]s-save | grep -v %[2]s | %[1]s-restore -w",
+	"nft flush ruleset",
+	"nft delete table ip filter; nft delete table ip6 filter",
+	"ip -4 rule flush; ip -6 rule flush",
+}
+
+// storm tampers in random order, as fast as it goes, and kills the agent now and then, while pods ask for both families
+// without pause, by TCP and by UDP. It returns how many of their packets came to the endpoint, how many were sent in all, and
+// how often there was tampering.
+func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, lasts time.Duration) (reached, sent, tampered int) {
+	n, others := bothLayers(t)
+	n.layers = layers
+	// The stand-in for the endpoint answers the pods, so that whole connections may come about; what arrives is counted there.
+	count := "table inet count { chain input { type filter hook input priority 0; " +
+		"ip daddr 169.254.169.254 counter; ip6 daddr fd00:ec2::254 counter; }; }"
+	outside := func(script string) string {
+		out, err := n.Outside().Command(context.Background(), "sh", "-ec", script).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", script, err, out)
+		}
+		return string(out)
+	}
+	packets := func() (sum int) {
+		for line := range strings.Lines(outside("nft list table inet count")) {
+			if fields := strings.Fields(line); len(fields) > 5 && fields[3] == "counter" {
+				k, err := strconv.Atoi(fields[5])
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum += k
+			}
+		}
+		return sum
+	}
+	args := []string{"--backend", string(backend), "--resync-period", "1s", "--interface", "eni+,vlan+,veth+"}
+	a := n.startReady(args...)
+	eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
+	outside("nft '" + count + "'")
+
+	ctx, stop := context.WithTimeout(t.Context(), lasts)
+	defer stop()
+	var asking sync.WaitGroup
+	var asked [12]int
+	for i, pod := range append(others, n.pod) {
+		for j, f := range imds.Families {
+			for k, network := range []string{"tcp", "udp"} {
+				asking.Go(func() { asked[4*i+2*j+k] = ask(ctx, pod, network, f) })
+			}
+		}
+	}
+	random := rand.New(rand.NewPCG(seed, 0))
+	for ; ctx.Err() == nil; tampered++ {
+		i := random.IntN(len(tampering) + 1)
+		if i == len(tampering) {
+			a.kill()
+			a = n.start(args...)
+			continue
+		}
+		f := imds.Families[random.IntN(2)]
+		v := variant{backend, f}
+		_, _ = n.try(tampering[i], v.iptables(), v.address()) // what is to be deleted may have gone
+	}
+	asking.Wait()
+	for _, k := range asked {
+		sent += k
+	}
+	reached = packets()
+	eventually(t, "after the storm all layers are in force", func() bool { return a.ready() && a.metric("imds_guard_degraded") == 0 })
+	return reached, sent, tampered
+}
+
+// ask sends to the endpoint from a pod until ctx ends, and returns how often.
+func ask(ctx context.Context, pod *testnode.Pod, network string, f imds.Family) (n int) {
+	address := net.JoinHostPort(f.Endpoint().Addr().String(), "80")
+	for ; ctx.Err() == nil; n++ {
+		once, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+		if conn, err := pod.Dial(once, network, address); err == nil {
+			_, _ = conn.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
+			conn.Close()
+		}
+		cancel()
+	}
+	return n
+}
+
+// Whatever is done to the firewall, and to the agent, not one packet of a pod comes to the endpoint.
+func TestTamperStorm(t *testing.T) {
+	for _, b := range []rules.Backend{rules.NFT, rules.Legacy} {
+		t.Run(string(b), func(t *testing.T) {
+			t.Logf("seed %d", *stormSeed)
+			reached, sent, tampered := storm(t, rules.LayerName+","+route.LayerName, b, *stormSeed, *stormTime)
+			t.Logf("%d packets at the endpoint; %d attempts, %d times tampered", reached, sent, tampered)
+			if reached != 0 {
+				t.Errorf("%d packets of pods reached the endpoint; the order is that of -storm.seed=%d", reached, *stormSeed)
+			}
+		})
+	}
+}
+
+// The same without the route layer lets packets by, so that the storm proves something.
+func TestTamperStormLeaksWithoutTheRoute(t *testing.T) {
+	for _, b := range []rules.Backend{rules.NFT, rules.Legacy} {
+		t.Run(string(b), func(t *testing.T) {
+			t.Parallel()
+			reached, _, tampered := storm(t, rules.LayerName, b, *stormSeed, *stormTime/4)
+			if t.Logf("%d packets at the endpoint, %d times tampered", reached, tampered); reached == 0 {
+				t.Error("without the route layer nothing reached the endpoint: the storm is none")
+			}
+		})
+	}
+}
