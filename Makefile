@@ -8,10 +8,10 @@ COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 IMAGE   ?= ghcr.io/imds-guard/imds-guard:v0.1.0
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help demo test e2e build bench lint fuzz image manifests clean
+.PHONY: help demo test test-kernels e2e build bench lint fuzz image manifests clean
 
 help: ## show this
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this machine and nothing but it
 	@hack/packages iptables nftables iproute2
@@ -20,6 +20,10 @@ demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this mach
 test: bin/helm ## every test: both backends, both families, real packets (needs root)
 	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus
 	go test -race -timeout 30m ./...
+
+test-kernels: ## the enforcement tests under kernels of EKS nodes, 6.1 and 6.12, in QEMU without KVM
+	@hack/packages qemu-system-x86 busybox-static kmod cpio dash xz-utils iptables nftables iproute2 util-linux
+	test/kernels/run.sh 6.1 6.12
 
 e2e_flags := -tags e2e -timeout 70m
 ifdef FIGURES
@@ -45,7 +49,7 @@ lint: ## gofmt, go vet, staticcheck, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt these:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet -tags e2e,figures ./...
 	go tool -modfile=tools/go.mod staticcheck -tags e2e,figures ./...
-	shellcheck -x -P SCRIPTDIR hack/packages deploy/render .ci/run test/e2e/node/*.sh
+	shellcheck -x -P SCRIPTDIR hack/packages deploy/render .ci/run test/e2e/node/*.sh test/kernels/*.sh
 
 fuzz: ## fuzz what parses foreign text, a minute each
 	go test ./pkg/rules -run '^$$' -fuzz FuzzParseLine -fuzztime 1m

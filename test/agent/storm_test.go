@@ -43,33 +43,10 @@ var tampering = []string{
 func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, lasts time.Duration) (reached, sent, tampered int) {
 	n, others := bothLayers(t)
 	n.layers = layers
-	// The stand-in for the endpoint answers the pods, so that whole connections may come about; what arrives is counted there.
-	count := "table inet count { chain input { type filter hook input priority 0; " +
-		"ip daddr 169.254.169.254 counter; ip6 daddr fd00:ec2::254 counter; }; }"
-	outside := func(script string) string {
-		out, err := n.Outside().Command(context.Background(), "sh", "-ec", script).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s: %v\n%s", script, err, out)
-		}
-		return string(out)
-	}
-	packets := func() (sum int) {
-		for line := range strings.Lines(outside("nft list table inet count")) {
-			if fields := strings.Fields(line); len(fields) > 5 && fields[3] == "counter" {
-				k, err := strconv.Atoi(fields[5])
-				if err != nil {
-					t.Fatal(err)
-				}
-				sum += k
-			}
-		}
-		return sum
-	}
 	args := []string{"--backend", string(backend), "--resync-period", "1s", "--interface", "eni+,vlan+,veth+"}
 	a := n.startReady(args...)
 	eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
-	outside("nft '" + count + "'")
-
+	arrivals := countArrivals(t, n)
 	ctx, stop := context.WithTimeout(t.Context(), lasts)
 	defer stop()
 	var asking sync.WaitGroup
@@ -97,9 +74,36 @@ func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, last
 	for _, k := range asked {
 		sent += k
 	}
-	reached = packets()
+	reached = arrivals()
 	eventually(t, "after the storm all layers are in force", func() bool { return a.ready() && a.metric("imds_guard_degraded") == 0 })
 	return reached, sent, tampered
+}
+
+// countArrivals counts, from now on, the packets that come to the endpoint. (The stand-in for it answers, so that whole
+// connections may come about.)
+func countArrivals(t *testing.T, n *node) (arrivals func() int) {
+	t.Helper()
+	outside := func(args ...string) string {
+		out, err := n.Outside().Command(context.Background(), "nft", args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("nft %s: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	outside("table inet count { chain input { type filter hook input priority 0; " +
+		"ip daddr 169.254.169.254 counter; ip6 daddr fd00:ec2::254 counter; }; }")
+	return func() (sum int) {
+		for line := range strings.Lines(outside("list", "table", "inet", "count")) {
+			if fields := strings.Fields(line); len(fields) > 5 && fields[3] == "counter" {
+				k, err := strconv.Atoi(fields[5])
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum += k
+			}
+		}
+		return sum
+	}
 }
 
 // ask sends to the endpoint from a pod until ctx ends, and returns how often.

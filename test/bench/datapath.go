@@ -22,22 +22,26 @@ const datapathPort = 7
 
 func measureDatapath(ctx context.Context, b *bench) (result, error) {
 	r := result{how: fmt.Sprintf("A pod connects to a server elsewhere and disconnects, one connection after the other, for "+
-		"%s with the agent and its rule and for %s without both (stopped and cleaned up; FORWARD itself stays registered, as "+
+		"%s with the agent and its layers and for %s without both (stopped and cleaned up; FORWARD itself stays registered, as "+
 		"on any node where others use it). %d such pairs in alternating order; the ratio is the median of the pairs'.",
 		b.sizes.pairHalf, b.sizes.pairHalf, b.sizes.pairs)}
-	for _, backend := range backends {
-		row, err := datapath(ctx, b, backend)
+	for _, c := range []struct {
+		backend rules.Backend
+		layers  []string
+	}{{rules.NFT, iptablesAlone}, {rules.Legacy, iptablesAlone}, {rules.NFT, routeAlone}, {rules.NFT, bothLayers}} {
+		row, err := datapath(ctx, b, c.backend, c.layers)
 		if err != nil {
-			return result{}, fmt.Errorf("%s: %w", backend, err)
+			return result{}, fmt.Errorf("%s, %s: %w", c.backend, c.layers, err)
 		}
 		r.rows = append(r.rows, row)
-		b.log.Printf("datapath: %s: %s", backend, row.result)
+		b.log.Printf("datapath: %s: %s", row.what, row.result)
 	}
 	return r, nil
 }
 
-func datapath(ctx context.Context, b *bench, backend rules.Backend) (r row, err error) {
+func datapath(ctx context.Context, b *bench, backend rules.Backend, layers []string) (r row, err error) {
 	err = withNode(ctx, backend, func(n *node) (err error) {
+		n.layers = layers
 		server := netip.AddrPortFrom(netip.MustParseAddr(testnode.Elsewhere4), datapathPort)
 		l, err := n.Outside().Listen("tcp", server.String())
 		if err != nil {
@@ -78,7 +82,7 @@ func datapath(ctx context.Context, b *bench, backend rules.Backend) (r row, err 
 			ratios, rates = append(ratios, on/off), append(rates, off)
 		}
 		r = row{
-			what: string(backend) + ", connections/s with the guard ÷ without",
+			what: fmt.Sprintf("%s, %s: connections/s with the guard ÷ without", backend, layerWords(layers)),
 			result: fmt.Sprintf("%.3f (pairs from %.3f to %.3f), of %.0f/s",
 				median(ratios), quantile(ratios, 0), quantile(ratios, 1), median(rates)),
 		}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,18 +35,21 @@ func measureLeak(ctx context.Context, b *bench) (result, error) {
 		"Meanwhile `iptables -F FORWARD` is run as above. The requests are counted by the stand-in for the endpoint; "+
 		"that it is reached when there is no guard is checked first.", attackers, attackPeriod, connectTimeout)}
 	for _, backend := range backends {
-		row, err := leak(ctx, b, backend)
-		if err != nil {
-			return result{}, fmt.Errorf("%s: %w", backend, err)
+		for _, layers := range [][]string{iptablesAlone, bothLayers} {
+			row, err := leak(ctx, b, backend, layers)
+			if err != nil {
+				return result{}, fmt.Errorf("%s, %s: %w", backend, layers, err)
+			}
+			r.rows = append(r.rows, row)
+			b.log.Printf("leak: %s: %s", row.what, row.result)
 		}
-		r.rows = append(r.rows, row)
-		b.log.Printf("leak: %s: %s", backend, row.result)
 	}
 	return r, nil
 }
 
-func leak(ctx context.Context, b *bench, backend rules.Backend) (r row, err error) {
+func leak(ctx context.Context, b *bench, backend rules.Backend, layers []string) (r row, err error) {
 	err = withNode(ctx, backend, func(n *node) error {
+		n.layers = layers
 		s := startStream(n.pod)
 		defer s.stop()
 		if err := wait(ctx, time.Second); err != nil {
@@ -80,15 +84,26 @@ func leak(ctx context.Context, b *bench, backend rules.Backend) (r row, err erro
 				}
 			}
 			r = row{
-				what: fmt.Sprintf("%s, %d flushes", backend, b.sizes.flushes),
+				what: fmt.Sprintf("%s, %s, %d flushes", backend, layerWords(layers), b.sizes.flushes),
 				result: fmt.Sprintf("%d requests in all, in %d of the flushes, at most %d in one (%.0f attempts/s; "+
 					"without a rule %d requests/s); rule away for %s (median)",
 					total, with, quantile(perFlush, 1), rate, control, milliseconds(median(absences))),
+			}
+			if len(layers) > 1 {
+				r.goal, r.met = "0 requests", verdict(total == 0)
 			}
 			return nil
 		})
 	})
 	return r, err
+}
+
+// layerWords are layers for a person.
+func layerWords(layers []string) string {
+	if len(layers) == 1 {
+		return layers[0] + " alone"
+	}
+	return strings.Join(layers, " and ")
 }
 
 // stream is the attackers at work.

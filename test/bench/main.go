@@ -86,6 +86,7 @@ type figure struct {
 
 var stages = [][]figure{
 	{{"repair", "From tampered with to repaired", measureRepair}},
+	{{"pieces", "From a piece of the route layer lost to repaired", measurePieces}},
 	{{"leak", "Requests that reach the endpoint while the rule is flushed", measureLeak}},
 	{{"start", "Start", measureStart}},
 	{{"datapath", "Other traffic", measureDatapath}},

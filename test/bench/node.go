@@ -16,6 +16,7 @@ import (
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -25,17 +26,25 @@ const patience = 15 * time.Second
 // backends are the two in which everything is measured.
 var backends = []rules.Backend{rules.NFT, rules.Legacy}
 
+// The layers in which things are measured. By default the guard keeps both.
+var (
+	iptablesAlone = []string{rules.LayerName}
+	routeAlone    = []string{route.LayerName}
+	bothLayers    = []string{rules.LayerName, route.LayerName}
+)
+
 // node is a throwaway node whose kubelet and agents use one iptables backend, with one pod.
 type node struct {
 	*testnode.Node
 	pod     *testnode.Pod
 	backend rules.Backend
+	layers  []string // that the guard is asked for
 }
 
 // newNode makes a node. The chain that a kubelet leaves in the mangle table lets the guard find the backend, so that it
 // runs with its default flags.
 func newNode(ctx context.Context, backend rules.Backend) (n *node, err error) {
-	n = &node{backend: backend}
+	n = &node{backend: backend, layers: bothLayers}
 	if n.Node, err = testnode.New(); err != nil {
 		return nil, err
 	}
@@ -111,9 +120,9 @@ type agent struct {
 	ended chan error
 }
 
-// startAgent executes `imds-guard run` with its default flags.
+// startAgent executes `imds-guard run` with the node's layers, which by default are the guard's own.
 func (b *bench) startAgent(ctx context.Context, n *node) (*agent, error) {
-	a := &agent{cmd: n.Command(ctx, b.guard, "run"), ended: make(chan error, 1)}
+	a := &agent{cmd: n.Command(ctx, b.guard, "run", "--layers", strings.Join(n.layers, ",")), ended: make(chan error, 1)}
 	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
 	if err := a.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the guard: %w", err)
@@ -143,7 +152,7 @@ func (a *agent) explain(err error) error {
 	return fmt.Errorf("%w\nthe guard's log:\n%s", err, a.log.Tail(30))
 }
 
-// withAgent starts the agent, waits until the rules of both families are in place, and stops it after f.
+// withAgent starts the agent, waits until the layers of both families are in place, and stops it after f.
 func (b *bench) withAgent(ctx context.Context, n *node, f func(*agent) error) error {
 	absent, err := n.countAll()
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/route"
 )
 
 const (
@@ -97,7 +98,7 @@ func observeTampering(ctx context.Context, c counter, present int, pause, longes
 	return absence, watching
 }
 
-// countAll counts once for every family.
+// countAll counts once for every layer of each family.
 func (n *node) countAll() (counts []int, err error) {
 	err = n.withCounters(func(counters []counter) error {
 		for _, c := range counters {
@@ -112,7 +113,7 @@ func (n *node) countAll() (counts []int, err error) {
 	return counts, err
 }
 
-// waitStarted polls until every family has more rules than absent says, and returns when that was seen.
+// waitStarted polls until there is more of every layer of each family than absent says, and returns when that was seen.
 func (n *node) waitStarted(ctx context.Context, absent []int) (seen time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -130,7 +131,7 @@ func (n *node) waitStarted(ctx context.Context, absent []int) (seen time.Time, e
 					break
 				}
 				if ctx.Err() != nil {
-					return fmt.Errorf("waiting for the %s rule: %w", imds.Families[i], ctx.Err())
+					return fmt.Errorf("waiting for layer %d of %s: %w", i, n.layers, ctx.Err())
 				}
 				_ = unix.Nanosleep(&sleep, nil)
 			}
@@ -141,7 +142,7 @@ func (n *node) waitStarted(ctx context.Context, absent []int) (seen time.Time, e
 	return seen, err
 }
 
-// withCounters calls f with a counter for every family.
+// withCounters calls f with a counter for every layer of each family.
 func (n *node) withCounters(f func([]counter) error) (err error) {
 	var counters []counter
 	defer func() {
@@ -150,11 +151,18 @@ func (n *node) withCounters(f func([]counter) error) (err error) {
 		}
 	}()
 	for _, family := range imds.Families {
-		c, err := newCounter(n, family)
-		if err != nil {
-			return err
+		for _, layer := range n.layers {
+			var c counter
+			if layer == route.LayerName {
+				c, err = newPieceCounter(n, family)
+			} else {
+				c, err = newCounter(n, family)
+			}
+			if err != nil {
+				return err
+			}
+			counters = append(counters, c)
 		}
-		counters = append(counters, c)
 	}
 	return f(counters)
 }

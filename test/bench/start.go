@@ -1,6 +1,6 @@
 //go:build linux
 
-// The time from the agent's start to its rules.
+// The time from the agent's start to all its layers in force.
 
 package main
 
@@ -13,11 +13,11 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-const startGoal = 100 * time.Millisecond
+const startGoal = 150 * time.Millisecond
 
 func measureStart(ctx context.Context, b *bench) (result, error) {
-	r := result{how: "From before `imds-guard run` is executed (by way of nsenter, which is included) to when the observer " +
-		"above sees the rules of both families. Before each start the agent is stopped and `imds-guard cleanup` is run."}
+	r := result{how: "From before `imds-guard run` is executed (by way of nsenter, which is included) to when the " +
+		"observers above see all layers of both families in place. Before each start the agent is stopped and `imds-guard cleanup` is run."}
 	for _, backend := range backends {
 		times, err := startTimes(ctx, b, backend)
 		if err != nil {

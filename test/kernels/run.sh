@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# run.sh VERSION…: runs the enforcement tests of all layers under kernels of EKS nodes, one after the other.
+#
+# The tests are those that run on this machine's kernel, too, as static binaries without the race detector. A test that a
+# kernel can't run fails: which features are there is known.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+export CGO_ENABLED=0
+go build -o "$dir/imds-guard" ./cmd/imds-guard
+for package in pkg/netfilter pkg/rules pkg/route test/agent; do
+  go test -c -o "$dir/$(basename $package).test" ./$package
+done
+cat >"$dir/test.sh" <<'TEST'
+export IMDS_GUARD_BINARY=/imds-guard
+failed=0
+run() { # NAME ARGUMENT…
+  name=$1; shift
+  echo "== $name"
+  "/$name.test" -test.timeout 20m "$@" || failed=1
+}
+run route
+run netfilter
+run rules -test.run 'TestUnsupported|TestSelector|TestCleanupOfOurOwnTable'
+run agent -storm.time 30s -test.run 'DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|TamperStorm'
+exit $failed
+TEST
+for version in "$@"; do
+  test/kernels/boot.sh "$version" "$dir" 1800
+done
