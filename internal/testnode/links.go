@@ -142,7 +142,7 @@ func (ns *Namespace) waitForLink(name string) error {
 				return fmt.Errorf("finding link %s: %w", name, err)
 			}
 			addrs, err := h.AddrList(link, netlink.FAMILY_V6)
-			if err != nil {
+			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // then it is asked again
 				return fmt.Errorf("listing the addresses of %s: %w", name, err)
 			}
 			if link.Attrs().OperState == netlink.OperUp {

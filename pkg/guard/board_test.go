@@ -86,6 +86,16 @@ func TestVerified(t *testing.T) {
 	}
 }
 
+// That no packet of the family crosses the node is a proof as well.
+func TestNoPathIsVerified(t *testing.T) {
+	now := time.Now()
+	p := newBoard(resync).add(layer.ID{})
+	p.show(layer.Reading{State: layer.Unsupported, NoPath: true}, now)
+	if l := p.status(now, time.Minute); !l.Verified.Equal(now) {
+		t.Errorf("verified at %s", l.Verified)
+	}
+}
+
 func TestLayerStatusForAPerson(t *testing.T) {
 	l := LayerStatus{ID: layer.ID{Name: "fake", Family: imds.IPv6}, Reading: layer.Reading{State: layer.Enforced}}
 	if got := l.String(); got != "fake ipv6 rules are enforced" {

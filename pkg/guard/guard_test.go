@@ -33,6 +33,7 @@ type fakeLayer struct {
 	state   layer.State
 	place   string
 	detail  string
+	noPath  bool
 	doubts  string // what Look doubts before it hangs
 	again   time.Duration
 	looks   int
@@ -58,7 +59,7 @@ func (l *fakeLayer) Look(p policy.Policy, doubt func(string)) layer.Finding {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := layer.Finding{Reading: layer.Reading{State: l.state, Place: l.place, Detail: l.detail}, Plan: l.looks, Again: l.again}
+	f := layer.Finding{Reading: layer.Reading{State: l.state, Place: l.place, Detail: l.detail, NoPath: l.noPath}, Plan: l.looks, Again: l.again}
 	if l.state == layer.Unknown {
 		f.Err = errors.New("unreadable")
 	}

@@ -278,6 +278,16 @@ func TestNotesAndReadingAgain(t *testing.T) {
 	}
 }
 
+// That there is nothing to enforce is no want of the node's.
+func TestNoteOfNoPath(t *testing.T) {
+	g := newTest(layer.Unsupported)
+	g.l.noPath, g.l.detail = true, "no IPv6 here"
+	g.look()
+	if got := g.lines(); got != "INFO there is nothing to enforce" {
+		t.Errorf("the log is %q", got)
+	}
+}
+
 // Whoever mends the rules, the next failure is one of its own: it is said, and its pause is short.
 func TestMendedBySomebodyElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

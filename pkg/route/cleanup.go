@@ -25,25 +25,31 @@ func clean(l *Layer) (removed []string, err error) {
 	case err != nil:
 		return nil, err
 	}
-	if before.sink.index != 0 && before.sink.unfit != "" && before.sink.kind == "veth" {
+	if before.sink.ours() && !before.sink.fit() {
 		before.there = append(before.there, sink)
 	}
-	var errs []error
-	for _, p := range []piece{policyRule, sinkRoute, blackhole, sink} {
-		if p == sink && before.sink.index != 0 && before.sink.kind != "veth" {
-			continue
+	var after seen
+	// The kernel may hold copies of the policy rule that differ in who is said to have made them.
+	for range 5 {
+		var errs []error
+		for _, p := range []piece{policyRule, sinkRoute, blackhole, sink} {
+			if p == sink && before.sink.index != 0 && !before.sink.ours() {
+				continue
+			}
+			errs = append(errs, l.kernel.Delete(p))
 		}
-		errs = append(errs, l.kernel.Delete(p))
+		after, err = l.read()
+		if err = errors.Join(append(errs, err)...); err == nil && len(after.there) == 0 {
+			break
+		}
 	}
-	after, err := l.read()
-	errs = append(errs, err)
 	if err == nil && len(after.there) > 0 {
-		errs = append(errs, errors.New("pieces keep coming back; is an agent still running on this node?"))
+		err = errors.New("pieces keep coming back; is an agent still running on this node?")
 	}
 	for _, p := range before.there {
 		removed = append(removed, string(p))
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		return removed, fmt.Errorf("cleaning the route layer of %s: %w", l.family, err)
 	}
 	return removed, nil

@@ -44,6 +44,12 @@ type link struct {
 	dropped  uint64 // packets, since it was made
 }
 
+// ours reports whether the link may be the sink that we have made, in whatever state it is.
+func (l link) ours() bool { return l.index != 0 && l.kind == "veth" }
+
+// fit reports whether the link is a sink.
+func (l link) fit() bool { return l.index != 0 && l.unfit == "" }
+
 // node is the kernel of this network namespace. It keeps its sockets.
 type node struct {
 	family imds.Family

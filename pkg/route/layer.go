@@ -93,7 +93,7 @@ func (l *Layer) read() (s seen, err error) {
 	if s.sink, err = l.kernel.Sink(); err != nil {
 		return s, err
 	}
-	if s.sink.index != 0 && s.sink.kind == "veth" {
+	if s.sink.ours() {
 		l.dropped.add(s.sink.index, s.sink.dropped)
 	}
 	s.judgeRules(rules)
@@ -104,7 +104,7 @@ func (l *Layer) read() (s seen, err error) {
 			s.before = append(s.before, "the route "+r.String())
 		}
 	}
-	if s.sink.index != 0 && s.sink.unfit == "" {
+	if s.sink.fit() {
 		s.there = append(s.there, sink)
 		if s.sink.disabled {
 			s.withoutSink = fmt.Sprintf("by the blackhole alone: IPv6 is disabled on %s, so that FORWARD sees none of these packets",
@@ -135,7 +135,7 @@ func (s *seen) judgeRoutes(f imds.Family, routes []routeEntry) {
 		case r.to != f.Endpoint():
 		case r.plain && r.kind == unix.RTN_BLACKHOLE && r.metric == blackholeMetric:
 			s.there = append(s.there, blackhole)
-		case r.plain && r.kind == unix.RTN_UNICAST && r.metric == sinkMetric && r.link == s.sink.index && r.link != 0:
+		case r.plain && r.kind == unix.RTN_UNICAST && r.metric == sinkMetric && r.link == s.sink.index && s.sink.ours():
 			if s.sink.unfit != "" {
 				continue // it goes with the sink
 			}
@@ -207,6 +207,9 @@ func (l *Layer) put(p piece, s *seen) error {
 		if err := l.kernel.Delete(sink); err != nil {
 			return err
 		}
+	}
+	if p == sinkRoute && !s.sink.fit() {
+		return nil // there is nothing that it could lead into: that the sink could not be made was said
 	}
 	err := l.kernel.Make(p, s.sink.index)
 	if p == sink && err == nil {

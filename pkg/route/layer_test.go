@@ -369,7 +369,7 @@ func TestBlockedPackets(t *testing.T) {
 func TestForeignLinkOfThatName(t *testing.T) {
 	k := keep(t)
 	name := namesOf(imds.IPv4).sink
-	k.sh("ip link add %s type bridge", name)
+	k.sh("ip link add %s type bridge; ip link set %s up", name, name)
 	found := k.look(imds.IPv4)
 	err := k.Host().Do(func() error { return k.layers[imds.IPv4].Repair(policy.Policy{}, found) })
 	if err == nil || !strings.Contains(err.Error(), "the link imds-guard4 is a bridge and none of ours") {
@@ -377,6 +377,16 @@ func TestForeignLinkOfThatName(t *testing.T) {
 	}
 	k.must(imds.IPv4, layer.Missing, "the sink (it is a bridge and none of ours)")
 	k.served(imds.IPv4, false)
+	if routes := k.sh("ip route show table %d", table); strings.Contains(routes, name) {
+		t.Errorf("a route leads into it:\n%s", routes)
+	}
+	k.sh("ip route add %s dev %s table %d metric %d proto kernel", imds.IPv4.Endpoint().Addr(), name, table, sinkMetric)
+	if err := k.Host().Do(func() error { return k.layers[imds.IPv4].Repair(policy.Policy{}, k.look(imds.IPv4)) }); err == nil {
+		t.Error("the layer is repaired")
+	}
+	if routes := k.sh("ip route show table %d", table); strings.Contains(routes, name) {
+		t.Errorf("a route leads into it still:\n%s", routes)
+	}
 	if err := k.Host().Do(func() error { _, err := Cleanup(imds.IPv4); return err }); err != nil {
 		t.Errorf("cleaning up: %v", err)
 	}
