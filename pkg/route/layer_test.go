@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imds-guard/imds-guard/internal/testnode"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
@@ -200,7 +202,7 @@ var losses = []struct {
 	{"ip link set %[2]s down", []piece{sink, sinkRoute}},
 	{"ip link set %[2]s arp on", []piece{sink, sinkRoute}},
 	{"ip link set %[2]s-end up", []piece{sink, sinkRoute}},
-	{"ip link set %[2]s name lost", []piece{sink, sinkRoute}},
+	{"ip link set %[2]s down; ip link set %[2]s name lost", []piece{sink, sinkRoute}},
 	{"ip link add bridge0 type bridge; ip link set %[2]s master bridge0", []piece{sink, sinkRoute}},
 	{"ip -%[1]d route flush table 169254", []piece{blackhole, sinkRoute}},
 }
@@ -325,10 +327,25 @@ func TestBlackholeAlone(t *testing.T) {
 	k.served(imds.IPv4, false)
 }
 
+// counts reports whether this kernel counts what a link without a carrier swallows. 6.12 and 6.18 do, 6.1 doesn't
+// (net/sched/sch_generic.c, noop_enqueue).
+func counts(t *testing.T) bool {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	return !strings.HasPrefix(unix.ByteSliceToString(name.Release[:]), "6.1.")
+}
+
 // The sink counts what it swallowed, also over its own loss, and nothing else comes into it.
 func TestBlockedPackets(t *testing.T) {
 	k := keep(t)
 	k.repairAll()
+	once, twice := uint64(10), uint64(20)
+	if !counts(t) {
+		once, twice = 0, 0
+	}
 	blocked := func(f imds.Family) uint64 { return k.look(f).Blocked }
 	for i, f := range imds.Families {
 		if n := blocked(f); n != 0 {
@@ -347,17 +364,17 @@ func TestBlockedPackets(t *testing.T) {
 			}
 		}
 		send()
-		if n := blocked(f); n != 10 {
-			t.Errorf("%s: %d packets, 10 were sent", f, n)
+		if n := blocked(f); n != once {
+			t.Errorf("%s: %d packets, want %d", f, n, once)
 		}
 		k.sh("ip link del %s", namesOf(f).sink)
 		k.repair(f)
-		if n := blocked(f); n != 10 {
+		if n := blocked(f); n != once {
 			t.Errorf("%s: %d packets after the sink was made anew", f, n)
 		}
 		send()
-		if n := blocked(f); n != 20 {
-			t.Errorf("%s: %d packets, 20 were sent", f, n)
+		if n := blocked(f); n != twice {
+			t.Errorf("%s: %d packets, want %d", f, n, twice)
 		}
 		if i == 0 && blocked(imds.IPv6) != 0 {
 			t.Error("packets of IPv4 are counted as IPv6")

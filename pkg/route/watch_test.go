@@ -81,10 +81,12 @@ func TestWatch(t *testing.T) {
 		}
 		// A name is no hiding place.
 		k.repair(f)
-		k.sh("ip link set %s name hidden", namesOf(f).sink)
+		k.sh("ip link set %[1]s down; ip link set %[1]s name hidden", namesOf(f).sink)
 		awaitWake(t, w, f, "another name")
-		k.sh("ip link set hidden down")
-		awaitWake(t, w, f, "the link under that name is down")
+		k.sh("sleep 0.1")
+		w.take(f)
+		k.sh("ip link set hidden up")
+		awaitWake(t, w, f, "the link under that name is up")
 		k.sh("ip link del hidden")
 	}
 	cancel()

@@ -105,13 +105,11 @@ func TestLostPiecesOfTheRoute(t *testing.T) {
 			f.ip + " route flush table 169254",
 			"ip link del " + sink,
 			"ip link set " + sink + " down",
-			"ip link set " + sink + " name lost",
 		} {
 			n.sh("%s", loss)
 			eventually(t, "after "+loss+" all is back", whole)
 			series := gauge("drift_total", `family="`+string(f.family)+`"`, `layer="route"`, `reason="missing"`)
 			eventually(t, "after "+loss+" it is counted", func() bool { return a.metric(series) >= float64(i+1) })
-			n.sh("ip link del lost 2>/dev/null || true")
 		}
 	}
 	if a.metric("imds_guard_protected") != 1 || !a.ready() {
