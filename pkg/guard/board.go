@@ -132,7 +132,7 @@ func (p *place) answering() {
 func (p *place) doubt(why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shown.State, p.shown.Detail, p.shown.Rules = layer.Unknown, why, nil
+	p.shown.Reading.Forget(why)
 }
 
 // show puts up a reading.
@@ -160,12 +160,10 @@ func (p *place) status(now time.Time, fresh time.Duration) LayerStatus {
 	switch age, waited := now.Sub(l.At), p.waited(now); {
 	case l.At.IsZero():
 		l.State, l.Detail = layer.Unknown, "nobody has looked yet"
-	case l.State.Protects() && waited > wakeServed:
-		l.State, l.Rules, l.Err = layer.Unknown, nil, nil
-		l.Detail = fmt.Sprintf("something may have changed %s ago, and a look at it has not ended yet", waited.Round(time.Second))
+	case (l.State.Protects() || l.NoPath) && waited > wakeServed:
+		l.Forget(fmt.Sprintf("something may have changed %s ago, and a look at it has not ended yet", waited.Round(time.Second)))
 	case age > fresh:
-		l.State, l.Rules, l.Err = layer.Unknown, nil, nil
-		l.Detail = fmt.Sprintf("the last look was %s ago, and what it found is out of date", age.Round(time.Second))
+		l.Forget(fmt.Sprintf("the last look was %s ago, and what it found is out of date", age.Round(time.Second)))
 	}
 	return l
 }

@@ -96,6 +96,32 @@ func TestNoPathIsVerified(t *testing.T) {
 	}
 }
 
+// What was a proof is none when the reading may be out of date: neither that there is no path nor that any interface is covered.
+func TestProofsEnd(t *testing.T) {
+	now := time.Now()
+	for _, r := range []layer.Reading{
+		{State: layer.Unsupported, NoPath: true}, {State: layer.Enforced, AnyInterface: true},
+	} {
+		for how, late := range map[string]func(*place) time.Duration{
+			"an old reading":         func(*place) time.Duration { return time.Hour },
+			"a wake that waits":      func(p *place) time.Duration { p.asked(now); return 2 * time.Second },
+			"a doubt":                func(p *place) time.Duration { p.doubt("a doubt"); return 0 },
+			"a look that never ends": func(p *place) time.Duration { p.asked(now); p.answering(); return 2 * time.Second },
+		} {
+			p := newBoard(resync).add(layer.ID{Family: imds.IPv6})
+			p.show(r, now)
+			l := p.status(now.Add(late(p)), 3*resync)
+			if l.State != layer.Unknown || l.NoPath || l.AnyInterface {
+				t.Errorf("%s after %+v: %+v", how, r, l.Reading)
+			}
+			v4 := LayerStatus{ID: layer.ID{Family: imds.IPv4}, Reading: layer.Reading{State: layer.Enforced}}
+			if s := Judge([]LayerStatus{v4, l}); s.Protected {
+				t.Errorf("%s after %+v: protected", how, r)
+			}
+		}
+	}
+}
+
 func TestLayerStatusForAPerson(t *testing.T) {
 	l := LayerStatus{ID: layer.ID{Name: "fake", Family: imds.IPv6}, Reading: layer.Reading{State: layer.Enforced}}
 	if got := l.String(); got != "fake ipv6 rules are enforced" {

@@ -82,6 +82,12 @@ type Reading struct {
 	Place string
 }
 
+// Forget makes the reading unknown, for a reason: nothing that was read proves anything any more. How many packets were stopped
+// stays.
+func (r *Reading) Forget(why string) {
+	*r = Reading{State: Unknown, Detail: why, Blocked: r.Blocked, Place: r.Place}
+}
+
 // Finding is what one look found: the Reading, and what the same layer's Repair needs to know beside it.
 type Finding struct {
 	Reading

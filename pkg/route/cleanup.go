@@ -10,47 +10,57 @@ import (
 )
 
 // Cleanup removes every piece of the layer of a family, and reads back that none is left. removed are the pieces that were
-// there, in words. The policy rule goes first: without it the rest does nothing.
+// there, in words.
 func Cleanup(f imds.Family) (removed []string, err error) {
 	n := &node{family: f}
 	defer n.close()
-	return clean(&Layer{family: f, kernel: n})
-}
-
-func clean(l *Layer) (removed []string, err error) {
-	before, err := l.read()
-	switch {
-	case err != nil && unsupported(err):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	if before.sink.ours() && !before.sink.fit() {
-		before.there = append(before.there, sink)
-	}
-	var after seen
-	// The kernel may hold copies of the policy rule that differ in who is said to have made them.
-	for range 5 {
-		var errs []error
-		for _, p := range []piece{policyRule, sinkRoute, blackhole, sink} {
-			if p == sink && before.sink.index != 0 && !before.sink.ours() {
-				continue
-			}
-			errs = append(errs, l.kernel.Delete(p))
-		}
-		after, err = l.read()
-		if err = errors.Join(append(errs, err)...); err == nil && len(after.there) == 0 {
-			break
-		}
-	}
-	if err == nil && len(after.there) > 0 {
-		err = errors.New("pieces keep coming back; is an agent still running on this node?")
-	}
-	for _, p := range before.there {
-		removed = append(removed, string(p))
-	}
+	removed, err = clean(&Layer{family: f, kernel: n})
 	if err != nil {
-		return removed, fmt.Errorf("cleaning the route layer of %s: %w", l.family, err)
+		return removed, fmt.Errorf("cleaning the route layer of %s: %w", f, err)
 	}
 	return removed, nil
+}
+
+// clean tries as often as copies of one policy rule may plausibly be there. The rules go first: without them the rest does
+// nothing.
+func clean(l *Layer) (removed []string, err error) {
+	for range 5 {
+		s, err := l.read()
+		switch {
+		case err != nil && unsupported(err):
+			return nil, nil
+		case err != nil:
+			return removed, err
+		}
+		if removed == nil {
+			removed = s.pieces()
+		}
+		routes := s.inTheWay
+		routes = append(routes, s.ourRoutes...)
+		if len(s.rules)+len(routes) == 0 && !s.sink.ours() {
+			return removed, l.kernel.DeleteSink() // one under another name
+		}
+		var errs []error
+		for _, r := range s.rules {
+			errs = append(errs, l.kernel.DeleteRule(r))
+		}
+		for _, r := range routes {
+			errs = append(errs, l.kernel.DeleteRoute(r))
+		}
+		if err := errors.Join(append(errs, l.kernel.DeleteSink())...); err != nil {
+			return removed, err
+		}
+	}
+	return removed, errors.New("pieces keep coming back; is an agent still running on this node?")
+}
+
+// pieces are what is there, in words, also a sink that is unfit.
+func (s seen) pieces() (words []string) {
+	for _, p := range s.there {
+		words = append(words, string(p))
+	}
+	if s.sink.ours() && !s.sink.fit() {
+		words = append(words, string(sink))
+	}
+	return words
 }

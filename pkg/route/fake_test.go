@@ -22,7 +22,11 @@ type fakeKernel struct {
 }
 
 func (k *fakeKernel) Rules() ([]rule, error) {
-	return []rule{{text: "0: lookup 255"}, {ours: slices.Contains(k.there, policyRule)}}, k.failing["rules"]
+	rules := []rule{{text: "0: lookup 255"}}
+	if slices.Contains(k.there, policyRule) {
+		rules = append(rules, rule{ours: true})
+	}
+	return rules, k.failing["rules"]
 }
 
 func (k *fakeKernel) Routes(of uint32, _ byte) (routes []routeEntry, err error) {
@@ -43,7 +47,7 @@ func (k *fakeKernel) Routes(of uint32, _ byte) (routes []routeEntry, err error) 
 
 func (k *fakeKernel) Sink() (link, error) {
 	if slices.Contains(k.there, sink) {
-		return link{index: 7, kind: "veth"}, k.failing["sink"]
+		return link{index: 7}, k.failing["sink"]
 	}
 	return link{}, k.failing["sink"]
 }
@@ -64,12 +68,19 @@ func (k *fakeKernel) Make(p piece, index int) error {
 	return nil
 }
 
-func (k *fakeKernel) Delete(p piece) error {
+func (k *fakeKernel) delete(p piece) error {
 	k.there = slices.DeleteFunc(k.there, func(have piece) bool { return have == p })
 	return k.do("delete", p)
 }
 
-func (k *fakeKernel) DeleteRoute(routeEntry) error { return nil }
+func (k *fakeKernel) DeleteRule(rule) error { return k.delete(policyRule) }
+func (k *fakeKernel) DeleteSink() error     { return k.delete(sink) }
+func (k *fakeKernel) DeleteRoute(r routeEntry) error {
+	if r.kind == unix.RTN_BLACKHOLE {
+		return k.delete(blackhole)
+	}
+	return k.delete(sinkRoute)
+}
 
 func lookAt(k *fakeKernel) (*Layer, layer.Finding) {
 	l := &Layer{family: imds.IPv4, kernel: k}
@@ -125,6 +136,19 @@ func TestOrderOfRepair(t *testing.T) {
 	}
 }
 
+// The fake's pieces go, the policy rule first; what can't be removed is said.
+func TestOrderOfCleanup(t *testing.T) {
+	k := &fakeKernel{there: slices.Clone(pieces)}
+	removed, err := clean(&Layer{family: imds.IPv4, kernel: k})
+	if err != nil || len(removed) != len(pieces) || len(k.there) != 0 || k.done[0] != "delete the policy rule" {
+		t.Errorf("removed %q, %v; left %q; done %q", removed, err, k.there, k.done)
+	}
+	k = &fakeKernel{there: slices.Clone(pieces), failing: map[string]error{"delete the sink": unix.EBUSY}}
+	if _, err := clean(&Layer{family: imds.IPv4, kernel: k}); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("a failure ends with %v", err)
+	}
+}
+
 // A finding of another layer is an error and no panic.
 func TestForeignFinding(t *testing.T) {
 	l, _ := lookAt(&fakeKernel{})
@@ -145,6 +169,6 @@ func FuzzMessages(f *testing.F) {
 		if r, err := parseRoute(message); err == nil && r.plain && r.to.Bits() > 128 {
 			t.Errorf("a route to %s", r.to)
 		}
-		_, _ = linkOf(message, map[int32]imds.Family{})
+		_ = linkOf(message, map[int32]imds.Family{})
 	})
 }

@@ -5,8 +5,10 @@ package route
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
 // kernel is all of a node that a Layer knows, for one family. Its errors are the kernel's.
@@ -27,16 +30,17 @@ type kernel interface {
 
 	// Make makes a piece that is not there. index is the sink's, for the route into it.
 	Make(p piece, index int) error
-	// Delete removes a piece, the sink whatever has become of it. It is no error if there is none.
-	Delete(p piece) error
-	// DeleteRoute removes one route of our table.
+	// DeleteRule and DeleteRoute remove what was listed, DeleteSink the sink whatever has become of it. It is no error if there
+	// is none.
+	DeleteRule(r rule) error
 	DeleteRoute(r routeEntry) error
+	DeleteSink() error
 }
 
 // link is what matters of a link that has the name of our sink.
 type link struct {
-	index int // 0: there is none
-	kind  string
+	index   int  // 0: there is none
+	foreign bool // it is somebody else's
 	// unfit says in words why it is no sink; empty if it is one.
 	unfit string
 	// disabled: it takes no packets of this family (sysctl disable_ipv6).
@@ -45,7 +49,7 @@ type link struct {
 }
 
 // ours reports whether the link may be the sink that we have made, in whatever state it is.
-func (l link) ours() bool { return l.index != 0 && l.kind == "veth" }
+func (l link) ours() bool { return l.index != 0 && !l.foreign }
 
 // fit reports whether the link is a sink.
 func (l link) fit() bool { return l.index != 0 && l.unfit == "" }
@@ -165,19 +169,31 @@ func (n *node) Sink() (link, error) {
 		return link{}, fmt.Errorf("reading the link %s: %w", namesOf(n.family).sink, err)
 	}
 	a := l.Attrs()
-	found := link{index: a.Index, kind: l.Type(), unfit: unfit(l), disabled: disabled(n.family, a.Name)}
+	found := link{index: a.Index, unfit: unfit(l), disabled: disabled(n.family, a.Name)}
+	if why := foreign(l, namesOf(n.family).sink); why != "" {
+		found.foreign, found.unfit = true, why
+	}
 	if a.Statistics != nil {
 		found.dropped = a.Statistics.TxDropped
 	}
 	return found, nil
 }
 
+// foreign says why a link that was found by a name of ours is somebody else's.
+func foreign(l netlink.Link, name string) string {
+	switch {
+	case l.Attrs().Name != name:
+		return fmt.Sprintf("the name is another one of %s and none of ours", l.Attrs().Name)
+	case l.Type() != "veth":
+		return fmt.Sprintf("it is a %s and none of ours", l.Type())
+	}
+	return ""
+}
+
 // unfit says why a link swallows not every packet that is routed into it.
 func unfit(l netlink.Link) string {
 	a := l.Attrs()
 	switch {
-	case l.Type() != "veth":
-		return fmt.Sprintf("it is a %s and none of ours", l.Type())
 	case a.RawFlags&unix.IFF_UP == 0:
 		return "it is down"
 	case a.RawFlags&unix.IFF_NOARP == 0:
@@ -188,17 +204,20 @@ func unfit(l netlink.Link) string {
 		return "its other end is in another network namespace"
 	case a.MasterIndex != 0:
 		return "it has a master"
+	case a.MTU != sinkMTU: // below 1280 it has no IPv6 either
+		return fmt.Sprintf("its MTU is %d", a.MTU)
 	}
 	return ""
 }
 
-// disabled reports whether a link takes no IPv6 packets. With a link that has just gone, that is no matter.
+// disabled reports whether a link takes no IPv6 packets, or has no IPv6 at all. With a link that has just gone, that is no
+// matter.
 func disabled(f imds.Family, name string) bool {
 	if f != imds.IPv6 {
 		return false
 	}
 	value, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
-	return err == nil && strings.TrimSpace(string(value)) != "0"
+	return errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(value)) != "0"
 }
 
 // Make implements kernel. That there is such a piece already is an error, too: either somebody else has just made it, or it is
@@ -209,7 +228,7 @@ func (n *node) Make(p piece, index int) (err error) {
 	}
 	switch p {
 	case policyRule:
-		err = n.links.RuleAdd(n.rule())
+		err = n.makeRule()
 	case blackhole, sinkRoute:
 		err = n.links.RouteAdd(n.route(p, index))
 	case sink:
@@ -221,11 +240,19 @@ func (n *node) Make(p piece, index int) (err error) {
 	return nil
 }
 
-func (n *node) rule() *netlink.Rule {
+// makeRule makes sure that the rule is not about the node's own packets: with a loopback of another name it would be.
+func (n *node) makeRule() error {
+	lo, err := n.links.LinkByIndex(loopback)
+	if err != nil {
+		return fmt.Errorf("reading the loopback interface: %w", err)
+	}
+	if name := lo.Attrs().Name; name != "lo" {
+		return fmt.Errorf("the loopback interface is called %s; give it the name lo again", name)
+	}
 	r := netlink.NewRule()
 	r.Family, r.Priority, r.Protocol = af(n.family), priority, protocol
 	r.IifName, r.Invert, r.Table = "lo", true, table
-	return r
+	return n.links.RuleAdd(r)
 }
 
 func (n *node) route(p piece, index int) *netlink.Route {
@@ -252,6 +279,15 @@ func (n *node) makeSink() error {
 	if err := n.links.LinkAdd(veth); err != nil {
 		return err
 	}
+	for _, name := range []string{pair.sink, pair.end} {
+		l, err := n.links.LinkByName(name)
+		if err == nil {
+			err = n.links.LinkSetAlias(l, pair.alias)
+		}
+		if err != nil {
+			return fmt.Errorf("giving %s its alias: %w", name, err)
+		}
+	}
 	if err := n.links.LinkSetARPOff(veth); err != nil {
 		return fmt.Errorf("setting NOARP: %w", err)
 	}
@@ -265,62 +301,71 @@ func (n *node) makeSink() error {
 	return nil
 }
 
-// Delete implements kernel.
-func (n *node) Delete(p piece) (err error) {
-	if err := n.open(); err != nil {
-		return err
-	}
-	switch p {
-	case policyRule:
-		r := n.rule()
-		r.Protocol = 0 // whoever made it
-		err = n.links.RuleDel(r)
-	case blackhole, sinkRoute:
-		r := n.route(p, 0)
-		r.Scope = netlink.SCOPE_NOWHERE // any
-		err = n.links.RouteDel(r)
-	case sink:
-		err = n.deleteSink()
-	}
-	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("deleting %s: %w", p, err)
+// DeleteRule implements kernel, by the kernel's own description of the rule. Of several that fit it takes the first.
+func (n *node) DeleteRule(r rule) error {
+	if err := n.resend(unix.RTM_DELRULE, r.message, nl.FRA_PAD); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("deleting the policy rule %q: %w", r.text, err)
 	}
 	return nil
 }
 
-// deleteSink deletes the pair by either of its ends, whatever the other is called by now.
-func (n *node) deleteSink() error {
+// rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
+const rtaNHID = 30
+
+// DeleteRoute implements kernel, by the kernel's own description of the route. With a nexthop object it wants no other nexthop
+// (net/ipv4/fib_semantics.c, fib_nh_match).
+func (n *node) DeleteRoute(r routeEntry) error {
+	without := []uint16{unix.RTA_CACHEINFO}
+	if h, err := parse(r.message); err == nil && h.number(rtaNHID) != 0 {
+		without = append(without, unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH)
+	}
+	message := slices.Clone(r.message)
+	clear(message[8:unix.SizeofRtMsg]) // the flags are the state of the nexthop
+	if err := n.resend(unix.RTM_DELROUTE, message, without...); err != nil {
+		return fmt.Errorf("deleting the route %s: %w", r, err)
+	}
+	return nil
+}
+
+// resend sends what the kernel has said of an object back to it, without some attributes.
+func (n *node) resend(message int, object []byte, without ...uint16) error {
+	if err := n.open(); err != nil {
+		return err
+	}
+	attrs, err := nlattr.List(object[unix.SizeofRtMsg:])
+	if err != nil {
+		return err
+	}
+	req := nl.NewNetlinkRequest(message, unix.NLM_F_ACK)
+	req.Sockets = n.dumps
+	req.AddRawData(object[:unix.SizeofRtMsg])
+	for _, a := range attrs {
+		if !slices.Contains(without, a.Attr.Type) {
+			req.AddRawData(nl.NewRtAttr(int(a.Attr.Type), a.Value).Serialize())
+		}
+	}
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// DeleteSink implements kernel. What bears our alias under another name goes as well. Deleting one end deletes both.
+func (n *node) DeleteSink() error {
+	if err := n.open(); err != nil {
+		return err
+	}
 	pair := namesOf(n.family)
-	for _, name := range []string{pair.sink, pair.end} {
-		l, err := n.links.LinkByName(name)
-		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+	list, err := n.links.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what is missed then is found by the next repair
+		return fmt.Errorf("listing links: %w", err)
+	}
+	for _, l := range list {
+		if a := l.Attrs(); l.Type() != "veth" || a.Name != pair.sink && a.Alias != pair.alias {
 			continue
 		}
-		if err != nil {
-			return err
+		err := n.links.LinkDel(l)
+		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) { // it went with its other end
+			return fmt.Errorf("deleting the link %s: %w", l.Attrs().Name, err)
 		}
-		if l.Type() != "veth" {
-			return fmt.Errorf("the link %s is a %s and none of ours; give it another name", name, l.Type())
-		}
-		if err := n.links.LinkDel(l); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// DeleteRoute implements kernel.
-func (n *node) DeleteRoute(r routeEntry) error {
-	if err := n.open(); err != nil {
-		return err
-	}
-	err := n.links.RouteDel(&netlink.Route{
-		Family: af(n.family), Table: int(r.table), Type: int(r.kind), LinkIndex: r.link, Priority: int(r.metric),
-		Scope: netlink.SCOPE_NOWHERE, // any
-		Dst:   &net.IPNet{IP: r.to.Addr().AsSlice(), Mask: net.CIDRMask(r.to.Bits(), r.to.Addr().BitLen())},
-	})
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("deleting the route %s: %w", r, err)
 	}
 	return nil
 }

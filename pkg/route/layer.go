@@ -36,8 +36,15 @@ type seen struct {
 	// before are the policy rules, and the routes in the table of local addresses, that come before ours and may lead packets
 	// elsewhere. They are others'.
 	before []string
-	// inTheWay are routes to the endpoint in our table that come before ours.
+	// strays are policy rules that lead into our table and are not ours, inTheWay the routes to the endpoint in it that are not.
+	// Whatever they are, they may lead packets elsewhere, or the node's own into the sink: IPv6 passes over a destination's
+	// routes if one of them is for another source (net/ipv6/ip6_fib.c, fib6_node_lookup_1), and IPv4 sorts by tos before it
+	// sorts by metric (net/ipv4/fib_trie.c). The table is ours, so they are ours to delete.
+	strays   []rule
+	rules    []rule // all that lead into our table
 	inTheWay []routeEntry
+	// ourRoutes are those that are.
+	ourRoutes []routeEntry
 	// withoutSink says why no packet can get into the sink, so that the blackhole alone does it all; empty if they can.
 	withoutSink string
 }
@@ -65,7 +72,7 @@ func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
 		return layer.Finding{Reading: r}
 	case len(missing) > 0:
 		r.State, r.Detail = layer.Missing, notThere(missing, s.sink)
-	case len(s.before) > 0 || len(s.inTheWay) > 0:
+	case len(s.before)+len(s.strays)+len(s.inTheWay) > 0:
 		r.State, r.Detail = Shadowed, s.shadow()
 	default:
 		r.Detail = s.withoutSink
@@ -118,13 +125,19 @@ func (l *Layer) read() (s seen, err error) {
 // judgeRules finds what comes before ours, or would if ours were there: the kernel puts a new rule behind those of the same
 // priority (net/core/fib_rules.c, fib_newrule).
 func (s *seen) judgeRules(rules []rule) {
+	found := false
 	for _, r := range rules {
-		if r.ours {
+		switch {
+		case r.ours && !found:
+			found = true
 			s.there = append(s.there, policyRule)
-			return
-		}
-		if r.diverts && r.priority <= priority {
+		case r.stray:
+			s.strays = append(s.strays, r)
+		case r.diverts && r.priority <= priority && !found:
 			s.before = append(s.before, fmt.Sprintf("the policy rule %q", r.text))
+		}
+		if r.ours || r.stray {
+			s.rules = append(s.rules, r)
 		}
 	}
 }
@@ -134,9 +147,10 @@ func (s *seen) judgeRoutes(f imds.Family, routes []routeEntry) {
 		switch {
 		case r.to != f.Endpoint():
 		case r.plain && r.kind == unix.RTN_BLACKHOLE && r.metric == blackholeMetric:
-			s.there = append(s.there, blackhole)
+			s.there, s.ourRoutes = append(s.there, blackhole), append(s.ourRoutes, r)
 		case r.plain && r.kind == unix.RTN_UNICAST && r.metric == sinkMetric && r.link == s.sink.index && s.sink.ours():
-			if s.sink.unfit != "" {
+			s.ourRoutes = append(s.ourRoutes, r)
+			if !s.sink.fit() {
 				continue // it goes with the sink
 			}
 			s.there = append(s.there, sinkRoute)
@@ -144,7 +158,7 @@ func (s *seen) judgeRoutes(f imds.Family, routes []routeEntry) {
 				s.withoutSink = "by the blackhole alone: routes without a carrier are ignored (sysctl ignore_routes_with_linkdown), " +
 					"so that FORWARD sees none of these packets"
 			}
-		case r.metric <= blackholeMetric:
+		default:
 			s.inTheWay = append(s.inTheWay, r)
 		}
 	}
@@ -170,6 +184,9 @@ func notThere(missing []piece, at link) string {
 // shadow says what comes before the pieces.
 func (s seen) shadow() string {
 	words := slices.Clone(s.before)
+	for _, r := range s.strays {
+		words = append(words, fmt.Sprintf("the policy rule %q", r.text))
+	}
 	for _, r := range s.inTheWay {
 		words = append(words, "the route "+r.String())
 	}
@@ -191,7 +208,18 @@ func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 	for _, r := range s.inTheWay {
 		errs = append(errs, l.kernel.DeleteRoute(r))
 	}
-	for _, p := range s.missing() {
+	missing := s.missing()
+	if len(s.strays) > 0 {
+		// The kernel does not compare all of two rules when one is to be deleted, least of all a `not`, so that a stray could
+		// not be told from ours. It is put back below.
+		for _, r := range s.rules {
+			errs = append(errs, l.kernel.DeleteRule(r))
+		}
+		if !slices.Contains(missing, policyRule) {
+			missing = slices.Insert(missing, 0, policyRule)
+		}
+	}
+	for _, p := range missing {
 		errs = append(errs, l.put(p, &s))
 	}
 	if len(s.before) > 0 {
@@ -204,7 +232,10 @@ func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 // put puts one piece back. A sink that is unfit is made anew, and the route into it with it.
 func (l *Layer) put(p piece, s *seen) error {
 	if p == sink {
-		if err := l.kernel.Delete(sink); err != nil {
+		if s.sink.foreign {
+			return fmt.Errorf("making the sink: the name %s is taken: %s; give that link another", namesOf(l.family).sink, s.sink.unfit)
+		}
+		if err := l.kernel.DeleteSink(); err != nil {
 			return err
 		}
 	}

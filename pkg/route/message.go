@@ -78,11 +78,14 @@ func (h header) prefix(attr uint16) (netip.Prefix, error) {
 // rule is what matters of a policy rule.
 type rule struct {
 	ours bool
+	// stray: it leads into our table, and is not ours.
+	stray bool
 	// diverts: it may lead a packet that the node forwards to the endpoint elsewhere than to the next rule, and does not
 	// stop it.
 	diverts  bool
 	priority uint32
 	text     string // for a person
+	message  []byte // the kernel's own
 }
 
 // The actions and flags of a rule that are not in the library (include/uapi/linux/fib_rules.h).
@@ -105,7 +108,7 @@ func parseRule(f imds.Family, message []byte) (rule, error) {
 	leadsTo, inverted := h.number(nl.FRA_TABLE), h.flags&fibRuleInvert != 0
 	_, suppresses := h.attrs[nl.FRA_SUPPRESS_PREFIXLEN]
 	suppresses = suppresses && h.number(nl.FRA_SUPPRESS_PREFIXLEN) != notSuppressed
-	r := rule{priority: h.number(nl.FRA_PRIORITY), text: h.ruleText(to, iif, leadsTo, inverted)}
+	r := rule{priority: h.number(nl.FRA_PRIORITY), text: h.ruleText(to, iif, leadsTo, inverted), message: message}
 	r.ours = h.kind == nl.FR_ACT_TO_TBL && h.flags == fibRuleInvert && iif == "lo" && leadsTo == table &&
 		r.priority == priority && h.dstBits == 0 && h.srcBits == 0 && h.tos == 0 && !suppresses &&
 		h.only(nl.FRA_TABLE, nl.FRA_IIFNAME, nl.FRA_PRIORITY, nl.FRA_PROTOCOL, nl.FRA_SUPPRESS_PREFIXLEN, nl.FRA_PAD)
@@ -116,7 +119,8 @@ func parseRule(f imds.Family, message []byte) (rule, error) {
 	case nl.FR_ACT_TO_TBL:
 		passes = passes || leadsTo == unix.RT_TABLE_LOCAL // what is in there is looked at by itself
 	}
-	r.diverts = !r.ours && !passes
+	r.stray = !r.ours && h.kind == nl.FR_ACT_TO_TBL && leadsTo == table
+	r.diverts = !r.ours && !r.stray && !passes
 	return r, nil
 }
 
@@ -154,7 +158,8 @@ type routeEntry struct {
 	// plain: it has nothing but these, so that it holds for every packet to its destination.
 	plain bool
 	// dead: lookups pass over it for as long as its interface has no carrier (sysctl ignore_routes_with_linkdown).
-	dead bool
+	dead    bool
+	message []byte // the kernel's own
 }
 
 func parseRoute(message []byte) (routeEntry, error) {
@@ -171,7 +176,7 @@ func parseRoute(message []byte) (routeEntry, error) {
 		metric: h.number(unix.RTA_PRIORITY), link: int(h.number(unix.RTA_OIF)),
 		plain: h.srcBits == 0 && h.tos == 0 &&
 			h.only(unix.RTA_TABLE, unix.RTA_DST, unix.RTA_PRIORITY, unix.RTA_OIF, unix.RTA_PREF, unix.RTA_CACHEINFO),
-		dead: h.flags&unix.RTNH_F_DEAD != 0,
+		dead: h.flags&unix.RTNH_F_DEAD != 0, message: message,
 	}, nil
 }
 
@@ -185,16 +190,16 @@ func (r routeEntry) String() string {
 	return fmt.Sprintf("%s%s table %d metric %d link %d", kind, r.to, r.table, r.metric, r.link)
 }
 
-// concerns tells of a notification which family's layer it may be about, if any of the two: a rule, a route in a table that
-// decides, or one of the links with the given names or indexes.
-func concerns(m syscall.NetlinkMessage, links map[int32]imds.Family) (imds.Family, bool) {
+// concerns tells of a notification which families' layers it may be about: a rule, a route in a table that decides, or one of
+// the links with the given names or indexes.
+func concerns(m syscall.NetlinkMessage, links map[int32]imds.Family) []imds.Family {
 	switch m.Header.Type {
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		return familyOf(m.Data)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, err := parseRoute(m.Data)
 		if err == nil && r.table != table && (r.table != unix.RT_TABLE_LOCAL || r.kind != unix.RTN_UNICAST) {
-			return "", false
+			return nil
 		}
 		return familyOf(m.Data)
 	case unix.RTM_NEWLINK:
@@ -203,17 +208,21 @@ func concerns(m syscall.NetlinkMessage, links map[int32]imds.Family) (imds.Famil
 		defer maps.DeleteFunc(links, func(index int32, _ imds.Family) bool { return index == linkIndex(m.Data) })
 		return linkOf(m.Data, links)
 	}
-	return "", false
+	return nil
 }
 
-func familyOf(message []byte) (imds.Family, bool) {
+func familyOf(message []byte) []imds.Family {
 	for _, f := range imds.Families {
 		if len(message) > 0 && int(message[0]) == af(f) {
-			return f, true
+			return []imds.Family{f}
 		}
 	}
-	return "", false
+	return nil
 }
+
+// loopback is the index of lo in each network namespace (net/core/dev.c). The policy rule names it, and the kernel hangs
+// IPv6's blackhole on it, which goes without a notification of its own if net.ipv6.route.skip_notify_on_dev_down is set.
+const loopback = 1
 
 // linkIndex is ifi_index of struct ifinfomsg.
 func linkIndex(message []byte) int32 {
@@ -224,20 +233,25 @@ func linkIndex(message []byte) int32 {
 }
 
 // linkOf notes the index of a link with one of our names, by which it is known even after it was given another.
-func linkOf(message []byte, links map[int32]imds.Family) (imds.Family, bool) {
+func linkOf(message []byte, links map[int32]imds.Family) []imds.Family {
 	if len(message) < unix.SizeofIfInfomsg {
-		return "", false
+		return nil
 	}
 	index := linkIndex(message)
+	if index == loopback {
+		return imds.Families
+	}
 	attrs, err := nlattr.Map(message[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return "", false
+		return nil
 	}
 	for _, f := range imds.Families {
 		if unix.ByteSliceToString(attrs[unix.IFLA_IFNAME].Value) == namesOf(f).sink {
 			links[index] = f
 		}
 	}
-	f, known := links[index]
-	return f, known
+	if f, known := links[index]; known {
+		return []imds.Family{f}
+	}
+	return nil
 }

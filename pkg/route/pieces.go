@@ -45,12 +45,12 @@ const (
 
 var pieces = []piece{blackhole, policyRule, sink, sinkRoute}
 
-// names are of one family's links.
-type names struct{ sink, end string }
+// names are of one family's links. Both ends bear the alias, by which they are found under other names too.
+type names struct{ sink, end, alias string }
 
 func namesOf(f imds.Family) names {
 	name := "imds-guard" + version(f)
-	return names{name, name + "-end"}
+	return names{name, name + "-end", "imds-guard: sink of " + string(f)}
 }
 
 // version is the family as `ip` has it, 4 or 6.

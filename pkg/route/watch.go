@@ -7,6 +7,7 @@ import (
 	"context"
 	"syscall"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -21,18 +22,32 @@ type Watch struct {
 	Lost func(error)
 }
 
+// noteSinks notes the sinks that are there, so that they are known also when another name is the first that is told of them.
+// One that can't be found now is told of when it is made.
+func noteSinks(links map[int32]imds.Family) {
+	for _, f := range imds.Families {
+		if l, err := netlink.LinkByName(namesOf(f).sink); err == nil {
+			links[int32(l.Attrs().Index)] = f
+		}
+	}
+}
+
 // Run follows until ctx ends. It subscribes again whenever the subscription breaks.
 func (w *Watch) Run(ctx context.Context) {
 	subscription.Keep(ctx, func(ctx context.Context) error {
 		links := map[int32]imds.Family{}
 		return subscription.Follow(ctx, subscription.Source{
 			Protocol: unix.NETLINK_ROUTE,
-			Groups: []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_RULE,
-				unix.RTNLGRP_IPV6_ROUTE},
-			Begun: func() { w.Wake() },
+			// IPV6_IFINFO: that IPv6 is switched off or on for a link.
+			Groups: []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFINFO, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_ROUTE,
+				unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV6_ROUTE},
+			Begun: func() {
+				noteSinks(links)
+				w.Wake()
+			},
 			Message: func(m syscall.NetlinkMessage) {
-				if f, ok := concerns(m, links); ok {
-					w.Wake(f)
+				if families := concerns(m, links); len(families) > 0 {
+					w.Wake(families...)
 				}
 			},
 		})

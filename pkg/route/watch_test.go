@@ -44,6 +44,29 @@ func awaitWake(t *testing.T, w *wakes, f imds.Family, after string) {
 	}
 }
 
+// Sinks that are there already are known by their index, so that another name is no hiding place.
+func TestSinksAreNoted(t *testing.T) {
+	k := keep(t)
+	links := map[int32]imds.Family{}
+	note := func() error { noteSinks(links); return nil }
+	if err := k.Host().Do(note); err != nil || len(links) != 0 {
+		t.Errorf("without any: %v, %v", links, err)
+	}
+	k.repairAll()
+	if err := k.Host().Do(note); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range imds.Families {
+		var index int32
+		if _, err := fmt.Sscan(k.sh("ip -o link show %s | cut -d: -f1", namesOf(f).sink), &index); err != nil {
+			t.Fatal(err)
+		}
+		if links[index] != f {
+			t.Errorf("%s: link %d is not in %v", f, index, links)
+		}
+	}
+}
+
 // Each loss of a piece wakes the keeper of its family, also of a link that has got another name; what others do with their
 // links and routes wakes nobody.
 func TestWatch(t *testing.T) {
@@ -88,6 +111,22 @@ func TestWatch(t *testing.T) {
 		k.sh("ip link set hidden up")
 		awaitWake(t, w, f, "the link under that name is up")
 		k.sh("ip link del hidden")
+	}
+	// What has no notification of its own. (That IPv6 is switched on again for a link without a carrier has none at all; the
+	// blackhole is there until the resync.)
+	k.repairAll()
+	for _, c := range []struct {
+		how string
+		f   imds.Family
+	}{
+		{"echo 1 > /proc/sys/net/ipv6/conf/imds-guard6/disable_ipv6", imds.IPv6},
+		{"echo 1 > /proc/sys/net/ipv6/route/skip_notify_on_dev_down; ip link set lo down; ip link set lo up", imds.IPv6},
+		{"ip link set lo down; ip link set lo name lo0", imds.IPv4},
+	} {
+		k.sh("sleep 0.1")
+		w.take(c.f)
+		k.sh("%s", c.how)
+		awaitWake(t, w, c.f, c.how)
 	}
 	cancel()
 	if err := <-ended; err != nil {
