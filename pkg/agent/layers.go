@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
@@ -36,6 +37,8 @@ func newLayers(c config.Config, recorded rules.Backend) (layers []guard.Layer, s
 			}
 		case route.LayerName:
 			newLayer = func(f imds.Family) guard.Layer { return route.New(f) }
+		default:
+			return nil, nil, fmt.Errorf("making the layer %s: nobody knows how", name)
 		}
 		for _, f := range imds.Families {
 			layers = append(layers, newLayer(f))

@@ -40,12 +40,13 @@ type keeper struct {
 	lines  *rate.Limiter // about drifts
 	notes  *rate.Limiter // about details of a state that is none
 
-	last  layer.State // as the last look, with its repair, left it; zero before the first, and in a new place
-	where string      // the Place of the last reading
-	note  string      // the last detail of a reading that is no drift
-	loud  bool        // the current drift is worth its lines
-	pacer pacer
-	fight fight
+	last   layer.State // as the last look, with its repair, left it; zero before the first, and in a new place
+	where  string      // the Place of the last reading
+	note   string      // the last detail of a reading that is no drift
+	loud   bool        // the current drift is worth its lines
+	failed string      // the detail of what the last repair failed at
+	pacer  pacer
+	fight  fight
 }
 
 func newKeeper(l Layer, c *Config, p func() *policy.Policy, at *place) *keeper {
@@ -102,6 +103,9 @@ func (k *keeper) look() (again time.Duration) {
 	repaired, err := false, error(nil)
 	again = k.Resync
 	if found.State.Drifted() && found.State != layer.Unknown {
+		if found.Detail != k.failed {
+			k.pacer.forgive()
+		}
 		if wait := k.pacer.wait(!found.State.Protects()); wait > 0 {
 			again = min(again, wait)
 		} else {
@@ -181,6 +185,7 @@ func (k *keeper) judge(found, now layer.Reading, err error, took time.Duration, 
 		if k.pacer.failures == 0 {
 			k.log.Error("repairing rules failed; trying again", "reason", found.State, "error", err)
 		}
+		k.failed = found.Detail
 		return k.pacer.failed()
 	}
 	k.pacer.failures = 0

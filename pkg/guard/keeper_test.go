@@ -379,3 +379,27 @@ func TestCallbacks(t *testing.T) {
 		t.Errorf("%d", looked)
 	}
 }
+
+// What a repair fails at holds up the repair of nothing else: another loss is repaired at once.
+func TestAnotherLossIsRepairedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTest(layer.Enforced)
+		g.look()
+		g.l.state, g.l.detail, g.l.failing = layer.Missing, "somebody's is in the way", errors.New("it is not ours")
+		for range 5 {
+			time.Sleep(g.keepers[0].look())
+		}
+		failed := g.l.repairs
+		if g.look(); g.l.repairs > failed+1 {
+			t.Errorf("%d repairs at once of what can't be repaired", g.l.repairs-failed)
+		}
+		failed = g.l.repairs
+		if g.look(); g.l.repairs != failed {
+			t.Error("the pause after a failed repair is none")
+		}
+		g.l.detail = "that, and another one is lost"
+		if g.look(); g.l.repairs != failed+1 {
+			t.Error("another loss waits for the pause after what failed before")
+		}
+	})
+}

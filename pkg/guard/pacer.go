@@ -51,6 +51,9 @@ func (p *pacer) wait(urgent bool) time.Duration {
 	return 0
 }
 
+// forgive ends the pause after failed repairs: what is to be repaired now is not what they failed at.
+func (p *pacer) forgive() { p.failures, p.notBefore = 0, time.Time{} }
+
 // failed notes a repair that did not work and returns the pause before the next.
 func (p *pacer) failed() time.Duration {
 	pause := maxRetry

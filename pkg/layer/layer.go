@@ -70,7 +70,7 @@ type Reading struct {
 	// AnyInterface: in a state that protects, it does so by whatever interface a packet comes in; else only by those that the
 	// policy names.
 	AnyInterface bool
-	// Rules are the rules of ours that were read back, each once, in iptables-save form.
+	// Rules are the rules of ours that were read back, each once: as iptables-save or `ip` has them.
 	Rules []string
 	// Blocked is how many packets the kernel says these rules stopped, counted over re-insertions of the rule.
 	Blocked uint64

@@ -80,7 +80,7 @@ func Judge(s guard.Status, c Coverage) Condition {
 	case c.Err != nil && !s.AnyInterface:
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
 			"The rules are in, but whether they cover every pod is not known: " + c.Err.Error()}
-	case len(c.Uncovered) > 0:
+	case len(c.Uncovered) > 0 && !s.AnyInterface:
 		return Condition{corev1.ConditionFalse, ReasonNotCovered,
 			"Pods behind these interfaces reach the instance metadata service, because no --interface covers them: " +
 				first(c.Uncovered)}

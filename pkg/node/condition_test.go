@@ -63,6 +63,8 @@ func TestJudge(t *testing.T) {
 			corev1.ConditionFalse, ReasonNotInForce, "iptables ipv4 rules are missing; route ipv4 rules are missing"},
 		{"nobody can tell", layers{v4: missing, v6: enforced, route4: unreadable, route6: routed}, Coverage{},
 			corev1.ConditionUnknown, ReasonUnreadable, "route ipv4 rules are unknown"},
+		{"covered again by the other layer", layers{v4: enforced, v6: enforced, route4: routed, route6: routed},
+			Coverage{Uncovered: []string{"a"}}, corev1.ConditionTrue, ReasonVerified, "route ipv4"},
 		{"uncovered behind the other layer's loss", layers{v4: enforced, v6: enforced, route4: missing, route6: routed},
 			Coverage{Uncovered: []string{"a"}}, corev1.ConditionFalse, ReasonNotCovered, "covers them: a"},
 	}

@@ -5,6 +5,7 @@ package route
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
@@ -21,10 +22,10 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 	return removed, nil
 }
 
-// clean tries as often as copies of one policy rule may plausibly be there. The rules go first: without them the rest does
-// nothing.
+// clean tries as often as somebody else may plausibly write in between. The rules go first: without them the rest does nothing.
 func clean(l *Layer) (removed []string, err error) {
-	for range 5 {
+	tries := 5
+	for first := true; ; first = false {
 		s, err := l.read()
 		switch {
 		case err != nil && unsupported(err):
@@ -32,35 +33,43 @@ func clean(l *Layer) (removed []string, err error) {
 		case err != nil:
 			return removed, err
 		}
-		if removed == nil {
+		var errs []error
+		if first {
 			removed = s.pieces()
 		}
-		routes := s.inTheWay
-		routes = append(routes, s.ourRoutes...)
-		if len(s.rules)+len(routes) == 0 && !s.sink.ours() {
-			return removed, l.kernel.DeleteSink() // one under another name
-		}
-		var errs []error
 		for _, r := range s.rules {
 			errs = append(errs, l.kernel.DeleteRule(r))
 		}
-		for _, r := range routes {
+		for _, r := range slices.Concat(s.inTheWay, s.ourRoutes) {
 			errs = append(errs, l.kernel.DeleteRoute(r))
 		}
-		if err := errors.Join(append(errs, l.kernel.DeleteSink())...); err != nil {
+		others, err := l.kernel.DeleteSink()
+		if others > 0 {
+			removed = append(removed, "a sink under another name")
+		}
+		left := len(s.rules)+len(s.inTheWay)+len(s.ourRoutes) > 0 || s.sink.ours()
+		if err := errors.Join(append(errs, err)...); err != nil || !left {
 			return removed, err
 		}
+		if tries--; tries == 0 {
+			return removed, errors.New("pieces keep coming back; is an agent still running on this node?")
+		}
 	}
-	return removed, errors.New("pieces keep coming back; is an agent still running on this node?")
 }
 
-// pieces are what is there, in words, also a sink that is unfit.
+// pieces are what is there and counts as ours, in words, also a sink that is unfit.
 func (s seen) pieces() (words []string) {
 	for _, p := range s.there {
 		words = append(words, string(p))
 	}
 	if s.sink.ours() && !s.sink.fit() {
 		words = append(words, string(sink))
+	}
+	for _, r := range s.strays {
+		words = append(words, fmt.Sprintf("the policy rule %q", r.text))
+	}
+	for _, r := range s.inTheWay {
+		words = append(words, "the route "+r.String())
 	}
 	return words
 }

@@ -1,6 +1,6 @@
 // Package route is the layer of policy routing: what the node forwards to the endpoint, by whatever interface it came in, is
-// routed into a sink. No flush of iptables, of nftables or of the policy rules takes it away, it needs no module and no
-// interface pattern, and the node's own packets never meet it.
+// routed into a sink. No flush of iptables, of nftables or of the policy rules takes it away, it needs no module but
+// veth's and no interface pattern, and the node's own packets never meet it.
 //
 // For each family there are four pieces (see piece): a policy rule that leads whatever did not start on the node into a table
 // of our own; in that table a route into the sink; behind that one a blackhole, should the sink be gone; and the sink, one end

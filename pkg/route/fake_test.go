@@ -73,8 +73,8 @@ func (k *fakeKernel) delete(p piece) error {
 	return k.do("delete", p)
 }
 
-func (k *fakeKernel) DeleteRule(rule) error { return k.delete(policyRule) }
-func (k *fakeKernel) DeleteSink() error     { return k.delete(sink) }
+func (k *fakeKernel) DeleteRule(rule) error    { return k.delete(policyRule) }
+func (k *fakeKernel) DeleteSink() (int, error) { return 0, k.delete(sink) }
 func (k *fakeKernel) DeleteRoute(r routeEntry) error {
 	if r.kind == unix.RTN_BLACKHOLE {
 		return k.delete(blackhole)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -34,7 +35,8 @@ type kernel interface {
 	// is none.
 	DeleteRule(r rule) error
 	DeleteRoute(r routeEntry) error
-	DeleteSink() error
+	// DeleteSink says how many links it has deleted that had another name.
+	DeleteSink() (others int, err error)
 }
 
 // link is what matters of a link that has the name of our sink.
@@ -61,6 +63,9 @@ type node struct {
 	dumps  map[int]*nl.SocketHandle // asks strictly, so that the kernel does not dump every table of the node
 }
 
+// askTimeout bounds one answer of the kernel, which comes at once unless something is very wrong.
+const askTimeout = 5 * time.Second
+
 func (n *node) open() error {
 	if n.links != nil {
 		return nil
@@ -70,14 +75,18 @@ func (n *node) open() error {
 		return fmt.Errorf("opening a routing socket: %w", err)
 	}
 	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err == nil {
-		err = errors.Join(
-			unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1),
-			s.SetReceiveTimeout(&nl.SocketTimeoutTv), s.SetSendTimeout(&nl.SocketTimeoutTv),
-		)
-	}
 	if err != nil {
 		s.Close()
+		return fmt.Errorf("opening a routing socket: %w", err)
+	}
+	timeout := unix.NsecToTimeval(askTimeout.Nanoseconds())
+	err = errors.Join(
+		unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1),
+		s.SetReceiveTimeout(&timeout), s.SetSendTimeout(&timeout), links.SetSocketTimeout(askTimeout),
+	)
+	if err != nil {
+		s.Close()
+		links.Close()
 		return fmt.Errorf("setting up a routing socket: %w", err)
 	}
 	n.links, n.dumps = links, map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
@@ -217,7 +226,11 @@ func disabled(f imds.Family, name string) bool {
 		return false
 	}
 	value, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
-	return errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(value)) != "0"
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat("/proc/sys/net/ipv6/conf") // what can't be seen says nothing
+		return err == nil
+	}
+	return err == nil && strings.TrimSpace(string(value)) != "0"
 }
 
 // Make implements kernel. That there is such a piece already is an error, too: either somebody else has just made it, or it is
@@ -321,7 +334,7 @@ func (n *node) DeleteRoute(r routeEntry) error {
 	}
 	message := slices.Clone(r.message)
 	clear(message[8:unix.SizeofRtMsg]) // the flags are the state of the nexthop
-	if err := n.resend(unix.RTM_DELROUTE, message, without...); err != nil {
+	if err := n.resend(unix.RTM_DELROUTE, message, without...); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("deleting the route %s: %w", r, err)
 	}
 	return nil
@@ -349,14 +362,14 @@ func (n *node) resend(message int, object []byte, without ...uint16) error {
 }
 
 // DeleteSink implements kernel. What bears our alias under another name goes as well. Deleting one end deletes both.
-func (n *node) DeleteSink() error {
+func (n *node) DeleteSink() (others int, err error) {
 	if err := n.open(); err != nil {
-		return err
+		return 0, err
 	}
 	pair := namesOf(n.family)
 	list, err := n.links.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what is missed then is found by the next repair
-		return fmt.Errorf("listing links: %w", err)
+		return 0, fmt.Errorf("listing links: %w", err)
 	}
 	for _, l := range list {
 		if a := l.Attrs(); l.Type() != "veth" || a.Name != pair.sink && a.Alias != pair.alias {
@@ -364,8 +377,11 @@ func (n *node) DeleteSink() error {
 		}
 		err := n.links.LinkDel(l)
 		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) { // it went with its other end
-			return fmt.Errorf("deleting the link %s: %w", l.Attrs().Name, err)
+			return others, fmt.Errorf("deleting the link %s: %w", l.Attrs().Name, err)
+		}
+		if name := l.Attrs().Name; err == nil && name != pair.sink && name != pair.end {
+			others++
 		}
 	}
-	return nil
+	return others, nil
 }

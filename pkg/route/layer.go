@@ -235,7 +235,7 @@ func (l *Layer) put(p piece, s *seen) error {
 		if s.sink.foreign {
 			return fmt.Errorf("making the sink: the name %s is taken: %s; give that link another", namesOf(l.family).sink, s.sink.unfit)
 		}
-		if err := l.kernel.DeleteSink(); err != nil {
+		if _, err := l.kernel.DeleteSink(); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -88,12 +89,8 @@ type rule struct {
 	message  []byte // the kernel's own
 }
 
-// The actions and flags of a rule that are not in the library (include/uapi/linux/fib_rules.h).
-const (
-	fibRuleInvert = 0x2
-	// notSuppressed is the kernel's word for no prefix length to suppress.
-	notSuppressed = 0xffffffff
-)
+// notSuppressed is the kernel's word for no prefix length to suppress (net/core/fib_rules.c).
+const notSuppressed = 0xffffffff
 
 func parseRule(f imds.Family, message []byte) (rule, error) {
 	h, err := parse(message)
@@ -105,11 +102,11 @@ func parseRule(f imds.Family, message []byte) (rule, error) {
 		return rule{}, err
 	}
 	iif := unix.ByteSliceToString(h.attrs[nl.FRA_IIFNAME].Value)
-	leadsTo, inverted := h.number(nl.FRA_TABLE), h.flags&fibRuleInvert != 0
+	leadsTo, inverted := h.number(nl.FRA_TABLE), h.flags&netlink.FibRuleInvert != 0
 	_, suppresses := h.attrs[nl.FRA_SUPPRESS_PREFIXLEN]
 	suppresses = suppresses && h.number(nl.FRA_SUPPRESS_PREFIXLEN) != notSuppressed
 	r := rule{priority: h.number(nl.FRA_PRIORITY), text: h.ruleText(to, iif, leadsTo, inverted), message: message}
-	r.ours = h.kind == nl.FR_ACT_TO_TBL && h.flags == fibRuleInvert && iif == "lo" && leadsTo == table &&
+	r.ours = h.kind == nl.FR_ACT_TO_TBL && h.flags == netlink.FibRuleInvert && iif == "lo" && leadsTo == table &&
 		r.priority == priority && h.dstBits == 0 && h.srcBits == 0 && h.tos == 0 && !suppresses &&
 		h.only(nl.FRA_TABLE, nl.FRA_IIFNAME, nl.FRA_PRIORITY, nl.FRA_PROTOCOL, nl.FRA_SUPPRESS_PREFIXLEN, nl.FRA_PAD)
 	passes := !inverted && (iif == "lo" || !to.Contains(f.Endpoint().Addr()))

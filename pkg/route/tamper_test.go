@@ -88,7 +88,7 @@ func TestLoopbackOfAnotherName(t *testing.T) {
 	}
 }
 
-// Links of others stay, whichever of our names they have; ours go, whatever they are called.
+// Links of others stay, also one that has our name as an altname, or the name of our other end; ours go, whatever they are called.
 func TestLinksByName(t *testing.T) {
 	k := keep(t)
 	k.repairAll()

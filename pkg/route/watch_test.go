@@ -93,10 +93,18 @@ func TestWatch(t *testing.T) {
 			t.Errorf("others' links and routes, and a rule of %s, have woken the keeper of %s %d times", f, other, n)
 		}
 	}
+	// settled makes sure that what was done to a family until now has had its wakes: notifications come in order.
+	settled := func(f imds.Family) {
+		other := map[imds.Family]imds.Family{imds.IPv4: imds.IPv6, imds.IPv6: imds.IPv4}[f]
+		w.take(other)
+		k.sh("ip -%[1]s rule add pref 8 lookup main; ip -%[1]s rule del pref 8", version(other))
+		awaitWake(t, w, other, "a marker")
+		w.take(f)
+	}
 	for _, f := range imds.Families {
 		for _, loss := range losses[:9] {
 			k.repair(f)
-			w.take(f)
+			settled(f)
 			command := fmt.Sprintf(loss.how, map[imds.Family]int{imds.IPv4: 4, imds.IPv6: 6}[f], namesOf(f).sink)
 			k.sh("%s", command)
 			awaitWake(t, w, f, command)
@@ -106,8 +114,7 @@ func TestWatch(t *testing.T) {
 		k.repair(f)
 		k.sh("ip link set %[1]s down; ip link set %[1]s name hidden", namesOf(f).sink)
 		awaitWake(t, w, f, "another name")
-		k.sh("sleep 0.1")
-		w.take(f)
+		settled(f)
 		k.sh("ip link set hidden up")
 		awaitWake(t, w, f, "the link under that name is up")
 		k.sh("ip link del hidden")
@@ -123,8 +130,7 @@ func TestWatch(t *testing.T) {
 		{"echo 1 > /proc/sys/net/ipv6/route/skip_notify_on_dev_down; ip link set lo down; ip link set lo up", imds.IPv6},
 		{"ip link set lo down; ip link set lo name lo0", imds.IPv4},
 	} {
-		k.sh("sleep 0.1")
-		w.take(c.f)
+		settled(c.f)
 		k.sh("%s", c.how)
 		awaitWake(t, w, c.f, c.how)
 	}

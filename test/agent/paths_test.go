@@ -222,8 +222,7 @@ func TestPaths(t *testing.T) {
 					}
 				}
 			}
-			send()
-			eventually(t, "packets arrive while nothing guards", func() bool { return arrivals() > 0 })
+			eventually(t, "packets arrive while nothing guards", func() bool { send(); return arrivals() > 0 })
 			n.startReady()
 			before := arrivals()
 			send()
@@ -246,19 +245,19 @@ func TestOpenConnectionIsCutByTheRoute(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		ask := func() bool {
-			_ = conn.SetDeadline(time.Now().Add(time.Second))
+		ask := func(patience time.Duration) bool {
+			_ = conn.SetDeadline(time.Now().Add(patience))
 			if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
 				return false
 			}
 			k, _ := conn.Read(make([]byte, 4096))
 			return k > 0
 		}
-		if !ask() {
+		if !ask(deadline) {
 			t.Fatalf("%s: no answer on the connection before", v.family)
 		}
 		n.startReady()
-		if ask() {
+		if ask(time.Second) {
 			t.Errorf("%s: the connection goes on", v.family)
 		}
 	}

@@ -53,9 +53,8 @@ func TestBothLayers(t *testing.T) {
 			same.pod = pod
 			same.mustBeBlocked(v)
 		}
-		if a.metric(gauge("rule_state", `family="`+string(v.family)+`"`, `layer="route"`, `state="enforced"`)) != 1 {
-			t.Errorf("%s: the route layer is not said to be enforced", v.family)
-		}
+		enforced := gauge("rule_state", `family="`+string(v.family)+`"`, `layer="route"`, `state="enforced"`)
+		eventually(t, "the route layer is said to be enforced", func() bool { return a.metric(enforced) == 1 })
 	}
 	eventually(t, "each interface counts once", func() bool {
 		return a.metric(covered) == 1 && a.metric(gauge("interfaces", `coverage="route"`)) == 2 && a.metric(uncovered) == 0
@@ -63,9 +62,9 @@ func TestBothLayers(t *testing.T) {
 	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "route ipv6     enforced") || !strings.Contains(stdout, "0 covered by nothing") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
-	if a.metric("imds_guard_degraded") != 0 || a.metric("imds_guard_protected") != 1 {
-		t.Error("degraded")
-	}
+	eventually(t, "it is protected by both", func() bool {
+		return a.metric("imds_guard_degraded") == 0 && a.metric("imds_guard_protected") == 1
+	})
 	if n := a.log.Count("no rule covers"); n != 0 {
 		t.Errorf("%d lines about interfaces without a rule", n)
 	}
@@ -112,9 +111,7 @@ func TestLostPiecesOfTheRoute(t *testing.T) {
 			eventually(t, "after "+loss+" it is counted", func() bool { return a.metric(series) >= float64(i+1) })
 		}
 	}
-	if a.metric("imds_guard_protected") != 1 || !a.ready() {
-		t.Error("a loss behind the other layer is taken for an outage")
-	}
+	eventually(t, "it is protected", func() bool { return a.metric("imds_guard_protected") == 1 && a.ready() })
 }
 
 // A layer that is not in force behind another makes the node degraded, and no more than that.
@@ -125,9 +122,7 @@ func TestDegraded(t *testing.T) {
 	n.sh("ip rule add pref 0 iif %s lookup main", n.pod.Ifname) // before ours, for good
 	a := n.startReady("--backend", "nft")
 	eventually(t, "it is degraded", func() bool { return a.metric("imds_guard_degraded") == 1 })
-	if a.metric("imds_guard_protected") != 1 {
-		t.Error("it is not protected")
-	}
+	eventually(t, "it is protected all the same", func() bool { return a.metric("imds_guard_protected") == 1 })
 	code, stdout, _ := n.guard("check")
 	if code != 0 || !strings.Contains(stdout, "degraded       true") || !strings.Contains(stdout, "shadowed: the policy rule") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
@@ -148,13 +143,9 @@ func TestWithoutIptables(t *testing.T) {
 		for _, same.pod = range append(others, n.pod) {
 			same.mustBeBlocked(v)
 		}
-		if !a.state(v, layer.Unsupported) {
-			t.Errorf("%s: iptables is not said to be unsupported", v.family)
-		}
+		eventually(t, "iptables is said to be unsupported", func() bool { return a.state(v, layer.Unsupported) })
 	}
-	if a.metric("imds_guard_degraded") != 0 {
-		t.Error("a layer that the node can't have makes it degraded")
-	}
+	eventually(t, "a layer that the node can't have makes it not degraded", func() bool { return a.metric("imds_guard_degraded") == 0 })
 	a.awaitLooks(variants[0], 5)
 	if got := a.log.Count("can't have this layer", "layer=iptables", "family=ipv4", "none of iptables-nft, iptables-legacy is in PATH"); got != 1 {
 		t.Errorf("%d lines say so", got)

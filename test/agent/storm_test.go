@@ -22,19 +22,25 @@ var (
 	stormTime = flag.Duration("storm.time", time.Minute, "for how long")
 )
 
-// tampering is everything by which others remove iptables' rules or cover them, for a backend: as commands with %[1]s for
-// iptables' name in each family and %[2]s for the endpoint.
+// tampering is everything by which others remove iptables' rules or cover them: as commands with $IPT for the backend's name in
+// a family and $E for the endpoint. (`ip rule flush` takes the node's own rules with it, without which nobody would be served.)
 var tampering = []string{
-	"%[1]s -w -F FORWARD",
-	"%[1]s -w -D FORWARD -d %[2]s -i eni+ -j DROP",
-	"%[1]s -w -I FORWARD -j ACCEPT",
-	"%[1]s -w -I FORWARD -i eni+ -m conntrack --ctstate NEW,ESTABLISHED,RELATED -j ACCEPT",
-	"%[1]s -w -P FORWARD ACCEPT; %[1]s -w -F; %[1]s -w -X",
-	"printf '*filter\\n:INPUT ACCEPT\\n:FORWARD ACCEPT\\n:OUTPUT ACCEPT\\n-A FORWARD -j ACCEPT\\nCOMMIT\\n' | %[1]s-restore -w",
-	"%[1]s-save | grep -v %[2]s | %[1]s-restore -w",
+	"$IPT -w -F FORWARD",
+	"$IPT -w -D FORWARD -d $E -i eni+ -j DROP",
+	"$IPT -w -I FORWARD -j ACCEPT",
+	"$IPT -w -I FORWARD -i eni+ -m conntrack --ctstate NEW,ESTABLISHED,RELATED -j ACCEPT",
+	"$IPT -w -P FORWARD ACCEPT; $IPT -w -F; $IPT -w -X",
+	"printf '*filter\\n:INPUT ACCEPT\\n:FORWARD ACCEPT\\n:OUTPUT ACCEPT\\n-A FORWARD -j ACCEPT\\nCOMMIT\\n' | $IPT-restore -w",
+	"$IPT-save | grep -v $E | $IPT-restore -w",
 	"nft flush ruleset",
-	"nft delete table ip filter; nft delete table ip6 filter",
-	"ip -4 rule flush; ip -6 rule flush",
+	"nft 'add table ip filter; delete table ip filter; add table ip6 filter; delete table ip6 filter'",
+	"ip -4 rule flush; ip -4 rule add pref 32766 lookup main; ip -4 rule add pref 32767 lookup default; " +
+		"ip -6 rule flush; ip -6 rule add pref 32766 lookup main",
+}
+
+// tamperingOf is one of them as a script.
+func tamperingOf(v variant, i int) string {
+	return strings.NewReplacer("$IPT", v.iptables(), "$E", v.address()).Replace(tampering[i])
 }
 
 // storm tampers in random order, as fast as it goes, and kills the agent now and then, while pods ask for both families
@@ -43,6 +49,12 @@ var tampering = []string{
 func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, lasts time.Duration) (reached, sent, tampered int) {
 	n, others := bothLayers(t)
 	n.layers = layers
+	for i := range tampering {
+		for _, f := range imds.Families {
+			v := variant{backend, f}
+			n.sh("%s -w -I FORWARD -d %s -i eni+ -j DROP; %s", v.iptables(), v.address(), tamperingOf(v, i))
+		}
+	}
 	args := []string{"--backend", string(backend), "--resync-period", "1s", "--interface", "eni+,vlan+,veth+"}
 	a := n.startReady(args...)
 	eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
@@ -67,8 +79,7 @@ func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, last
 			continue
 		}
 		f := imds.Families[random.IntN(2)]
-		v := variant{backend, f}
-		_, _ = n.try(tampering[i], v.iptables(), v.address()) // what is to be deleted may have gone
+		_, _ = n.try("%s", tamperingOf(variant{backend, f}, i)) // what is to be deleted may have gone
 	}
 	asking.Wait()
 	for _, k := range asked {
@@ -76,6 +87,19 @@ func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, last
 	}
 	reached = arrivals()
 	eventually(t, "after the storm all layers are in force", func() bool { return a.ready() && a.metric("imds_guard_degraded") == 0 })
+	if sent == 0 || tampered == 0 {
+		t.Errorf("%d attempts, %d times tampered: there was no storm", sent, tampered)
+	}
+	// That nothing came was no doing of the storm's.
+	a.kill()
+	if code, _, stderr := n.guard("cleanup", "--interface", "eni+,vlan+,veth+"); code != 0 {
+		t.Errorf("cleanup ends with %d: %s", code, stderr)
+	}
+	for _, v := range variants[:2] {
+		if !n.served(v) {
+			t.Errorf("%s: after the storm and the cleanup the pod is not served", v.family)
+		}
+	}
 	return reached, sent, tampered
 }
 

@@ -23,7 +23,7 @@ run() { # NAME ARGUMENT…
 run route
 run netfilter
 run rules -test.run 'TestUnsupported|TestSelector|TestCleanupOfOurOwnTable'
-run agent -storm.time 30s -test.run 'DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|TamperStorm'
+run agent -storm.time 30s -test.run 'DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|TestPaths|CutByTheRoute|TamperStorm'
 exit $failed
 TEST
 for version in "$@"; do
