@@ -159,8 +159,8 @@ func (ns *Namespace) waitForLink(name string) error {
 	})
 }
 
-// hardwareAddr returns the link's Ethernet address.
-func (ns *Namespace) hardwareAddr(name string) (addr net.HardwareAddr, err error) {
+// HardwareAddr returns the link's Ethernet address.
+func (ns *Namespace) HardwareAddr(name string) (addr net.HardwareAddr, err error) {
 	err = ns.withHandle(func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)
 		if err != nil {

@@ -51,7 +51,7 @@ func (n *Node) connectPod(pod *Pod) error {
 	if err := n.host.addVeth(pod.Ifname, pod.Namespace, "eth0"); err != nil {
 		return err
 	}
-	hostSide, err := n.host.hardwareAddr(pod.Ifname)
+	hostSide, err := n.host.HardwareAddr(pod.Ifname)
 	if err != nil {
 		return err
 	}

@@ -24,8 +24,7 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 
 // clean tries as often as somebody else may plausibly write in between. The rules go first: without them the rest does nothing.
 func clean(l *Layer) (removed []string, err error) {
-	tries := 5
-	for first := true; ; first = false {
+	for try := range 5 {
 		s, err := l.read()
 		switch {
 		case err != nil && unsupported(err):
@@ -33,10 +32,10 @@ func clean(l *Layer) (removed []string, err error) {
 		case err != nil:
 			return removed, err
 		}
-		var errs []error
-		if first {
+		if try == 0 {
 			removed = s.pieces()
 		}
+		var errs []error
 		for _, r := range s.rules {
 			errs = append(errs, l.kernel.DeleteRule(r))
 		}
@@ -51,10 +50,8 @@ func clean(l *Layer) (removed []string, err error) {
 		if err := errors.Join(append(errs, err)...); err != nil || !left {
 			return removed, err
 		}
-		if tries--; tries == 0 {
-			return removed, errors.New("pieces keep coming back; is an agent still running on this node?")
-		}
 	}
+	return removed, errors.New("pieces keep coming back; is an agent still running on this node?")
 }
 
 // pieces are what is there and counts as ours, in words, also a sink that is unfit.
@@ -65,11 +62,5 @@ func (s seen) pieces() (words []string) {
 	if s.sink.ours() && !s.sink.fit() {
 		words = append(words, string(sink))
 	}
-	for _, r := range s.strays {
-		words = append(words, fmt.Sprintf("the policy rule %q", r.text))
-	}
-	for _, r := range s.inTheWay {
-		words = append(words, "the route "+r.String())
-	}
-	return words
+	return append(words, s.intruders()...)
 }

@@ -317,25 +317,22 @@ func (n *node) makeSink() error {
 // DeleteRule implements kernel, by the kernel's own description of the rule. Of several that fit it takes the first.
 func (n *node) DeleteRule(r rule) error {
 	if err := n.resend(unix.RTM_DELRULE, r.message, nl.FRA_PAD); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("deleting the policy rule %q: %w", r.text, err)
+		return fmt.Errorf("deleting %s: %w", r, err)
 	}
 	return nil
 }
-
-// rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
-const rtaNHID = 30
 
 // DeleteRoute implements kernel, by the kernel's own description of the route. With a nexthop object it wants no other nexthop
 // (net/ipv4/fib_semantics.c, fib_nh_match).
 func (n *node) DeleteRoute(r routeEntry) error {
 	without := []uint16{unix.RTA_CACHEINFO}
-	if h, err := parse(r.message); err == nil && h.number(rtaNHID) != 0 {
+	if r.object {
 		without = append(without, unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH)
 	}
 	message := slices.Clone(r.message)
 	clear(message[8:unix.SizeofRtMsg]) // the flags are the state of the nexthop
 	if err := n.resend(unix.RTM_DELROUTE, message, without...); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("deleting the route %s: %w", r, err)
+		return fmt.Errorf("deleting %s: %w", r, err)
 	}
 	return nil
 }

@@ -36,12 +36,11 @@ type seen struct {
 	// before are the policy rules, and the routes in the table of local addresses, that come before ours and may lead packets
 	// elsewhere. They are others'.
 	before []string
-	// strays are policy rules that lead into our table and are not ours, inTheWay the routes to the endpoint in it that are not.
+	// rules are all that lead into our table, ours or strays, inTheWay the routes to the endpoint in it that are not ours.
 	// Whatever they are, they may lead packets elsewhere, or the node's own into the sink: IPv6 passes over a destination's
 	// routes if one of them is for another source (net/ipv6/ip6_fib.c, fib6_node_lookup_1), and IPv4 sorts by tos before it
 	// sorts by metric (net/ipv4/fib_trie.c). The table is ours, so they are ours to delete.
-	strays   []rule
-	rules    []rule // all that lead into our table
+	rules    []rule
 	inTheWay []routeEntry
 	// ourRoutes are those that are.
 	ourRoutes []routeEntry
@@ -72,7 +71,7 @@ func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
 		return layer.Finding{Reading: r}
 	case len(missing) > 0:
 		r.State, r.Detail = layer.Missing, notThere(missing, s.sink)
-	case len(s.before)+len(s.strays)+len(s.inTheWay) > 0:
+	case len(s.before)+len(s.intruders()) > 0:
 		r.State, r.Detail = Shadowed, s.shadow()
 	default:
 		r.Detail = s.withoutSink
@@ -108,7 +107,7 @@ func (l *Layer) read() (s seen, err error) {
 	endpoint := l.family.Endpoint().Addr()
 	for _, r := range local {
 		if r.to.Contains(endpoint) {
-			s.before = append(s.before, "the route "+r.String())
+			s.before = append(s.before, r.String())
 		}
 	}
 	if s.sink.fit() {
@@ -131,10 +130,8 @@ func (s *seen) judgeRules(rules []rule) {
 		case r.ours && !found:
 			found = true
 			s.there = append(s.there, policyRule)
-		case r.stray:
-			s.strays = append(s.strays, r)
 		case r.diverts && r.priority <= priority && !found:
-			s.before = append(s.before, fmt.Sprintf("the policy rule %q", r.text))
+			s.before = append(s.before, r.String())
 		}
 		if r.ours || r.stray {
 			s.rules = append(s.rules, r)
@@ -183,14 +180,20 @@ func notThere(missing []piece, at link) string {
 
 // shadow says what comes before the pieces.
 func (s seen) shadow() string {
-	words := slices.Clone(s.before)
-	for _, r := range s.strays {
-		words = append(words, fmt.Sprintf("the policy rule %q", r.text))
+	return strings.Join(append(slices.Clone(s.before), s.intruders()...), " and ") + " may lead packets elsewhere"
+}
+
+// intruders are what is in our table, or leads into it, and is not ours, in words.
+func (s seen) intruders() (words []string) {
+	for _, r := range s.rules {
+		if r.stray {
+			words = append(words, r.String())
+		}
 	}
 	for _, r := range s.inTheWay {
-		words = append(words, "the route "+r.String())
+		words = append(words, r.String())
 	}
-	return strings.Join(words, " and ") + " may lead packets elsewhere"
+	return words
 }
 
 // unsupported tells that a kernel without the protocol, or without policy routing in it, was asked.
@@ -209,7 +212,7 @@ func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 		errs = append(errs, l.kernel.DeleteRoute(r))
 	}
 	missing := s.missing()
-	if len(s.strays) > 0 {
+	if slices.ContainsFunc(s.rules, func(r rule) bool { return r.stray }) {
 		// The kernel does not compare all of two rules when one is to be deleted, least of all a `not`, so that a stray could
 		// not be told from ours. It is put back below.
 		for _, r := range s.rules {

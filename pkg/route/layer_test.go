@@ -195,19 +195,19 @@ func cleanAll(t *testing.T, want int) error {
 
 // losses are the ways in which pieces are lost, each with what is then missing.
 var losses = []struct {
-	how     string // %[1]d is 4 or 6, %[2]s the sink
+	how     string // %[1]s is 4 or 6, %[2]s the sink
 	missing []piece
 }{
-	{"ip -%[1]d rule del pref 0 not iif lo lookup 169254", []piece{policyRule}},
-	{"ip -%[1]d route del blackhole $(ip -%[1]d route show table 169254 | awk '$1 == \"blackhole\" {print $2}') table 169254 metric 1000", []piece{blackhole}},
-	{"ip -%[1]d route del $(ip -%[1]d route show table 169254 | awk '$1 != \"blackhole\" {print $1}') dev %[2]s table 169254", []piece{sinkRoute}},
+	{"ip -%[1]s rule del pref 0 not iif lo lookup 169254", []piece{policyRule}},
+	{"ip -%[1]s route del blackhole $(ip -%[1]s route show table 169254 | awk '$1 == \"blackhole\" {print $2}') table 169254 metric 1000", []piece{blackhole}},
+	{"ip -%[1]s route del $(ip -%[1]s route show table 169254 | awk '$1 != \"blackhole\" {print $1}') dev %[2]s table 169254", []piece{sinkRoute}},
 	{"ip link del %[2]s", []piece{sink, sinkRoute}},
 	{"ip link set %[2]s down", []piece{sink, sinkRoute}},
 	{"ip link set %[2]s arp on", []piece{sink, sinkRoute}},
 	{"ip link set %[2]s-end up", []piece{sink, sinkRoute}},
 	{"ip link set %[2]s down; ip link set %[2]s name lost", []piece{sink, sinkRoute}},
 	{"ip link add bridge0 type bridge; ip link set %[2]s master bridge0", []piece{sink, sinkRoute}},
-	{"ip -%[1]d route flush table 169254", []piece{blackhole, sinkRoute}},
+	{"ip -%[1]s route flush table 169254", []piece{blackhole, sinkRoute}},
 }
 
 // Each piece is missed, alone and with every other, and put back; meanwhile the node is served, and afterwards no pod.
@@ -217,7 +217,7 @@ func TestLostPieces(t *testing.T) {
 		names := namesOf(f)
 		lose := func(ways ...int) (command string, missing []piece) {
 			for _, i := range ways {
-				command += fmt.Sprintf(losses[i].how, map[imds.Family]int{imds.IPv4: 4, imds.IPv6: 6}[f], names.sink) + "; "
+				command += fmt.Sprintf(losses[i].how, version(f), names.sink) + "; "
 				missing = append(missing, losses[i].missing...)
 			}
 			return command, missing

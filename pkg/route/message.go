@@ -6,7 +6,6 @@ package route
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -25,6 +24,7 @@ type header struct {
 	family, dstBits, srcBits, tos byte
 	kind                          byte // of a route its type, of a rule its action
 	flags                         uint32
+	to                            netip.Prefix // the destination: FRA_DST and RTA_DST are the same attribute
 	attrs                         map[uint16]syscall.NetlinkRouteAttr
 }
 
@@ -36,10 +36,12 @@ func parse(message []byte) (header, error) {
 	if err != nil {
 		return header{}, err
 	}
-	return header{
+	h := header{
 		family: message[0], dstBits: message[1], srcBits: message[2], tos: message[3], kind: message[7],
 		flags: binary.NativeEndian.Uint32(message[8:]), attrs: attrs,
-	}, nil
+	}
+	h.to, err = h.destination()
+	return h, err
 }
 
 // number is an attribute of 32 bits, 0 if it is not there.
@@ -61,9 +63,9 @@ func (h header) only(known ...uint16) bool {
 	return left == 0
 }
 
-// prefix is a destination, the default one if there is none.
-func (h header) prefix(attr uint16) (netip.Prefix, error) {
-	raw, there := h.attrs[attr]
+// destination is the default one if there is none.
+func (h header) destination() (netip.Prefix, error) {
+	raw, there := h.attrs[unix.RTA_DST]
 	addr, ok := netip.AddrFromSlice(raw.Value)
 	switch {
 	case !there && h.family == unix.AF_INET6:
@@ -89,6 +91,9 @@ type rule struct {
 	message  []byte // the kernel's own
 }
 
+// String names the rule in a sentence.
+func (r rule) String() string { return fmt.Sprintf("the policy rule %q", r.text) }
+
 // notSuppressed is the kernel's word for no prefix length to suppress (net/core/fib_rules.c).
 const notSuppressed = 0xffffffff
 
@@ -97,19 +102,15 @@ func parseRule(f imds.Family, message []byte) (rule, error) {
 	if err != nil {
 		return rule{}, err
 	}
-	to, err := h.prefix(nl.FRA_DST)
-	if err != nil {
-		return rule{}, err
-	}
 	iif := unix.ByteSliceToString(h.attrs[nl.FRA_IIFNAME].Value)
 	leadsTo, inverted := h.number(nl.FRA_TABLE), h.flags&netlink.FibRuleInvert != 0
 	_, suppresses := h.attrs[nl.FRA_SUPPRESS_PREFIXLEN]
 	suppresses = suppresses && h.number(nl.FRA_SUPPRESS_PREFIXLEN) != notSuppressed
-	r := rule{priority: h.number(nl.FRA_PRIORITY), text: h.ruleText(to, iif, leadsTo, inverted), message: message}
+	r := rule{priority: h.number(nl.FRA_PRIORITY), text: h.ruleText(iif, leadsTo, inverted), message: message}
 	r.ours = h.kind == nl.FR_ACT_TO_TBL && h.flags == netlink.FibRuleInvert && iif == "lo" && leadsTo == table &&
 		r.priority == priority && h.dstBits == 0 && h.srcBits == 0 && h.tos == 0 && !suppresses &&
 		h.only(nl.FRA_TABLE, nl.FRA_IIFNAME, nl.FRA_PRIORITY, nl.FRA_PROTOCOL, nl.FRA_SUPPRESS_PREFIXLEN, nl.FRA_PAD)
-	passes := !inverted && (iif == "lo" || !to.Contains(f.Endpoint().Addr()))
+	passes := !inverted && (iif == "lo" || !h.to.Contains(f.Endpoint().Addr()))
 	switch h.kind {
 	case nl.FR_ACT_BLACKHOLE, nl.FR_ACT_UNREACHABLE, nl.FR_ACT_PROHIBIT, nl.FR_ACT_NOP:
 		passes = true
@@ -122,14 +123,14 @@ func parseRule(f imds.Family, message []byte) (rule, error) {
 }
 
 // ruleText is close to what `ip rule` prints.
-func (h header) ruleText(to netip.Prefix, iif string, leadsTo uint32, inverted bool) string {
+func (h header) ruleText(iif string, leadsTo uint32, inverted bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d:", h.number(nl.FRA_PRIORITY))
 	if inverted {
 		b.WriteString(" not")
 	}
 	if h.dstBits > 0 {
-		fmt.Fprintf(&b, " to %s", to)
+		fmt.Fprintf(&b, " to %s", h.to)
 	}
 	if iif != "" {
 		fmt.Fprintf(&b, " iif %s", iif)
@@ -154,6 +155,8 @@ type routeEntry struct {
 	link   int // the interface that it leads to, 0 for none
 	// plain: it has nothing but these, so that it holds for every packet to its destination.
 	plain bool
+	// object: it leads to a nexthop object.
+	object bool
 	// dead: lookups pass over it for as long as its interface has no carrier (sysctl ignore_routes_with_linkdown).
 	dead    bool
 	message []byte // the kernel's own
@@ -164,27 +167,26 @@ func parseRoute(message []byte) (routeEntry, error) {
 	if err != nil {
 		return routeEntry{}, err
 	}
-	to, err := h.prefix(unix.RTA_DST)
-	if err != nil {
-		return routeEntry{}, err
-	}
 	return routeEntry{
-		table: h.number(unix.RTA_TABLE), kind: h.kind, to: to,
+		table: h.number(unix.RTA_TABLE), kind: h.kind, to: h.to,
 		metric: h.number(unix.RTA_PRIORITY), link: int(h.number(unix.RTA_OIF)),
 		plain: h.srcBits == 0 && h.tos == 0 &&
 			h.only(unix.RTA_TABLE, unix.RTA_DST, unix.RTA_PRIORITY, unix.RTA_OIF, unix.RTA_PREF, unix.RTA_CACHEINFO),
-		dead: h.flags&unix.RTNH_F_DEAD != 0, message: message,
+		object: h.number(rtaNHID) != 0, dead: h.flags&unix.RTNH_F_DEAD != 0, message: message,
 	}, nil
 }
 
-// String is close to what `ip route` prints.
+// rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
+const rtaNHID = 30
+
+// String names the route in a sentence, close to what `ip route` prints.
 func (r routeEntry) String() string {
 	kinds := map[byte]string{unix.RTN_UNICAST: "", unix.RTN_BLACKHOLE: "blackhole "}
 	kind, known := kinds[r.kind]
 	if !known {
 		kind = fmt.Sprintf("type %d ", r.kind)
 	}
-	return fmt.Sprintf("%s%s table %d metric %d link %d", kind, r.to, r.table, r.metric, r.link)
+	return fmt.Sprintf("the route %s%s table %d metric %d link %d", kind, r.to, r.table, r.metric, r.link)
 }
 
 // concerns tells of a notification which families' layers it may be about: a rule, a route in a table that decides, or one of
@@ -202,7 +204,7 @@ func concerns(m syscall.NetlinkMessage, links map[int32]imds.Family) []imds.Fami
 	case unix.RTM_NEWLINK:
 		return linkOf(m.Data, links)
 	case unix.RTM_DELLINK:
-		defer maps.DeleteFunc(links, func(index int32, _ imds.Family) bool { return index == linkIndex(m.Data) })
+		defer delete(links, linkIndex(m.Data))
 		return linkOf(m.Data, links)
 	}
 	return nil
@@ -221,7 +223,7 @@ func familyOf(message []byte) []imds.Family {
 // IPv6's blackhole on it, which goes without a notification of its own if net.ipv6.route.skip_notify_on_dev_down is set.
 const loopback = 1
 
-// linkIndex is ifi_index of struct ifinfomsg.
+// linkIndex is ifi_index of struct ifinfomsg, 0 if there is none.
 func linkIndex(message []byte) int32 {
 	if len(message) < unix.SizeofIfInfomsg {
 		return 0
@@ -231,11 +233,11 @@ func linkIndex(message []byte) int32 {
 
 // linkOf notes the index of a link with one of our names, by which it is known even after it was given another.
 func linkOf(message []byte, links map[int32]imds.Family) []imds.Family {
-	if len(message) < unix.SizeofIfInfomsg {
-		return nil
-	}
 	index := linkIndex(message)
-	if index == loopback {
+	switch index {
+	case 0:
+		return nil
+	case loopback:
 		return imds.Families
 	}
 	attrs, err := nlattr.Map(message[unix.SizeofIfInfomsg:])

@@ -44,6 +44,10 @@ func awaitWake(t *testing.T, w *wakes, f imds.Family, after string) {
 	}
 }
 
+func otherThan(f imds.Family) imds.Family {
+	return map[imds.Family]imds.Family{imds.IPv4: imds.IPv6, imds.IPv6: imds.IPv4}[f]
+}
+
 // Sinks that are there already are known by their index, so that another name is no hiding place.
 func TestSinksAreNoted(t *testing.T) {
 	k := keep(t)
@@ -86,7 +90,7 @@ func TestWatch(t *testing.T) {
 		"ip link add d$i type bridge; ip addr add 10.8.$i.1/32 dev d$i; ip link set d$i up; ip link del d$i; done")
 	// Notifications come in order: after the next wake nothing of that is under way.
 	for _, f := range imds.Families {
-		other := map[imds.Family]imds.Family{imds.IPv4: imds.IPv6, imds.IPv6: imds.IPv4}[f]
+		other := otherThan(f)
 		k.sh("ip -%s rule add pref 7 lookup main", version(f))
 		awaitWake(t, w, f, "a rule")
 		if n := w.take(other); n > 1 {
@@ -95,7 +99,7 @@ func TestWatch(t *testing.T) {
 	}
 	// settled makes sure that what was done to a family until now has had its wakes: notifications come in order.
 	settled := func(f imds.Family) {
-		other := map[imds.Family]imds.Family{imds.IPv4: imds.IPv6, imds.IPv6: imds.IPv4}[f]
+		other := otherThan(f)
 		w.take(other)
 		k.sh("ip -%[1]s rule add pref 8 lookup main; ip -%[1]s rule del pref 8", version(other))
 		awaitWake(t, w, other, "a marker")
@@ -105,7 +109,7 @@ func TestWatch(t *testing.T) {
 		for _, loss := range losses[:9] {
 			k.repair(f)
 			settled(f)
-			command := fmt.Sprintf(loss.how, map[imds.Family]int{imds.IPv4: 4, imds.IPv6: 6}[f], namesOf(f).sink)
+			command := fmt.Sprintf(loss.how, version(f), namesOf(f).sink)
 			k.sh("%s", command)
 			awaitWake(t, w, f, command)
 			k.sh("ip link del lost 2>/dev/null; ip link del bridge0 2>/dev/null; true")

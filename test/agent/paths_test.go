@@ -86,7 +86,7 @@ func raw(f imds.Family) func(*node) error {
 
 // frame sends a UDP packet as an Ethernet frame of its own making, past the pod's routing and netfilter.
 func frame(n *node) error {
-	host, err := hardwareAddr(n.Host(), n.pod.Ifname)
+	host, err := n.Host().HardwareAddr(n.pod.Ifname)
 	if err != nil {
 		return err
 	}
@@ -126,17 +126,6 @@ func checksum(header []byte) uint16 {
 		sum = sum>>16 + sum&0xffff
 	}
 	return ^uint16(sum)
-}
-
-func hardwareAddr(ns *testnode.Namespace, name string) (addr net.HardwareAddr, err error) {
-	err = ns.Do(func() error {
-		i, err := net.InterfaceByName(name)
-		if err == nil {
-			addr = i.HardwareAddr
-		}
-		return err
-	})
-	return addr, err
 }
 
 // paths are all by which a packet gets to the endpoint by way of the node's forwarding.
