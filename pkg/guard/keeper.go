@@ -40,13 +40,12 @@ type keeper struct {
 	lines  *rate.Limiter // about drifts
 	notes  *rate.Limiter // about details of a state that is none
 
-	last   layer.State // as the last look, with its repair, left it; zero before the first, and in a new place
-	where  string      // the Place of the last reading
-	note   string      // the last detail of a reading that is no drift
-	loud   bool        // the current drift is worth its lines
-	failed string      // the detail of what the last repair failed at
-	pacer  pacer
-	fight  fight
+	last  layer.State // as the last look, with its repair, left it; zero before the first, and in a new place
+	where string      // the Place of the last reading
+	note  string      // the last detail of a reading that is no drift
+	loud  bool        // the current drift is worth its lines
+	pacer pacer
+	fight fight
 }
 
 func newKeeper(l Layer, c *Config, p func() *policy.Policy, at *place) *keeper {
@@ -103,10 +102,7 @@ func (k *keeper) look() (again time.Duration) {
 	repaired, err := false, error(nil)
 	again = k.Resync
 	if found.State.Drifted() && found.State != layer.Unknown {
-		if found.Detail != k.failed {
-			k.pacer.forgive()
-		}
-		if wait := k.pacer.wait(!found.State.Protects()); wait > 0 {
+		if wait := k.pacer.wait(!found.State.Protects(), found.Detail); wait > 0 {
 			again = min(again, wait)
 		} else {
 			repaired, err = true, k.layer.Repair(p, found)
@@ -185,8 +181,7 @@ func (k *keeper) judge(found, now layer.Reading, err error, took time.Duration, 
 		if k.pacer.failures == 0 {
 			k.log.Error("repairing rules failed; trying again", "reason", found.State, "error", err)
 		}
-		k.failed = found.Detail
-		return k.pacer.failed()
+		return k.pacer.failed(found.Detail)
 	}
 	k.pacer.failures = 0
 	if ok && install {

@@ -23,8 +23,10 @@ const (
 // pacer holds repairs back.
 type pacer struct {
 	urgent, calm *rate.Limiter
-	failures     int
-	notBefore    time.Time
+	// The pause after failed repairs is for what they failed at, and holds up nothing else.
+	failures  int
+	failedAt  string
+	notBefore time.Time
 }
 
 func newPacer() pacer {
@@ -34,8 +36,11 @@ func newPacer() pacer {
 	}
 }
 
-// wait returns how long a repair has to wait; with zero it is allowed, and counted.
-func (p *pacer) wait(urgent bool) time.Duration {
+// wait returns how long a repair of something, in words, has to wait; with zero it is allowed, and counted.
+func (p *pacer) wait(urgent bool, what string) time.Duration {
+	if what != p.failedAt {
+		p.failures, p.notBefore = 0, time.Time{}
+	}
 	if pause := time.Until(p.notBefore); pause > 0 {
 		return pause
 	}
@@ -51,11 +56,9 @@ func (p *pacer) wait(urgent bool) time.Duration {
 	return 0
 }
 
-// forgive ends the pause after failed repairs: what is to be repaired now is not what they failed at.
-func (p *pacer) forgive() { p.failures, p.notBefore = 0, time.Time{} }
-
 // failed notes a repair that did not work and returns the pause before the next.
-func (p *pacer) failed() time.Duration {
+func (p *pacer) failed(at string) time.Duration {
+	p.failedAt = at
 	pause := maxRetry
 	if p.failures < 10 {
 		pause = min(maxRetry, minRetry<<p.failures)

@@ -17,23 +17,23 @@ func TestPacerWaits(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			p := newPacer()
 			for i := range c.burst {
-				if wait := p.wait(c.urgent); wait != 0 {
+				if wait := p.wait(c.urgent, ""); wait != 0 {
 					t.Fatalf("%s: repair %d waits for %s", c.name, i+1, wait)
 				}
 			}
 			for range 3 {
 				// Asking does not count: whoever has asked ten times waits no longer than who has asked once.
 				for range 10 {
-					if wait := p.wait(c.urgent); wait != c.period {
+					if wait := p.wait(c.urgent, ""); wait != c.period {
 						t.Errorf("%s: after the burst %s", c.name, wait)
 					}
 				}
 				time.Sleep(c.period)
-				if wait := p.wait(c.urgent); wait != 0 {
+				if wait := p.wait(c.urgent, ""); wait != 0 {
 					t.Errorf("%s: after a pause %s", c.name, wait)
 				}
 			}
-			if p.wait(!c.urgent) != 0 {
+			if p.wait(!c.urgent, "") != 0 {
 				t.Errorf("%s: the others wait too", c.name)
 			}
 		})
@@ -46,18 +46,18 @@ func TestPacerBacksOff(t *testing.T) {
 		p := newPacer()
 		want := minRetry
 		for i := range 100 {
-			pause := p.failed()
+			pause := p.failed("")
 			if pause != want {
 				t.Fatalf("the pause after failure %d is %s, want %s", i+1, pause, want)
 			}
-			if urgent, calm := p.wait(true), p.wait(false); urgent != pause || calm != pause {
+			if urgent, calm := p.wait(true, ""), p.wait(false, ""); urgent != pause || calm != pause {
 				t.Fatalf("after failure %d, repairs wait for %s and %s", i+1, urgent, calm)
 			}
 			time.Sleep(pause)
 			want = min(2*want, maxRetry)
 		}
 		// What is allowed just then is counted like every other.
-		if first, second := p.wait(false), p.wait(false); first != 0 || second != calmPeriod {
+		if first, second := p.wait(false, ""), p.wait(false, ""); first != 0 || second != calmPeriod {
 			t.Errorf("at the end of a pause: %s, then %s", first, second)
 		}
 	})
