@@ -27,6 +27,7 @@ type Pod struct {
 	Image       string
 	Args        []string
 	HostNetwork bool
+	Privileged  bool
 	Tolerant    bool // runs on a node with any taint
 }
 
@@ -42,9 +43,9 @@ func (p Pod) manifest() string {
 	text := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s, labels: {app: %[1]s}}, spec: {
   hostNetwork: %t, terminationGracePeriodSeconds: 0, automountServiceAccountToken: false, enableServiceLinks: false,
   dnsPolicy: Default,
-  containers: [{name: main, image: "%s", imagePullPolicy: Never, env: [
+  containers: [{name: main, image: "%s", imagePullPolicy: Never, securityContext: {privileged: %t}, env: [
     {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}},
-    {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]`, p.Name, p.HostNetwork, p.Image)
+    {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]`, p.Name, p.HostNetwork, p.Image, p.Privileged)
 	if p.Tolerant {
 		text = strings.Replace(text, "containers:", "tolerations: [{operator: Exists}], containers:", 1)
 	}

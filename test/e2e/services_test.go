@@ -70,20 +70,36 @@ func TestServices(t *testing.T) {
 // proxyMode starts kube-proxy again in another mode, and as it was after the test.
 func (n *Node) proxyMode(t *testing.T, mode string) {
 	t.Helper()
-	file := filepath.Join(n.State, "kube-proxy.yaml")
-	before, err := os.ReadFile(file)
+	before := n.proxyConfig(t)
+	t.Cleanup(func() { n.startProxy(t, before) })
+	n.startProxy(t, inMode(before, mode))
+}
+
+// inMode is a configuration of kube-proxy in another mode.
+func inMode(config, mode string) string {
+	return regexp.MustCompile(`(?m)^mode: .*$`).ReplaceAllString(config, "mode: "+mode)
+}
+
+// proxyConfig returns the configuration that kube-proxy has.
+func (n *Node) proxyConfig(t *testing.T) string {
+	t.Helper()
+	config, err := os.ReadFile(n.proxyFile())
 	if err != nil {
 		t.Fatal(err)
 	}
-	start := func(config []byte) {
-		if err := os.WriteFile(file, config, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		n.Component(t, "stop", "kube-proxy")
-		n.Component(t, "start", "kube-proxy")
+	return string(config)
+}
+
+func (n *Node) proxyFile() string { return filepath.Join(n.State, "kube-proxy.yaml") }
+
+// startProxy starts kube-proxy again, with another configuration.
+func (n *Node) startProxy(t *testing.T, config string) {
+	t.Helper()
+	if err := os.WriteFile(n.proxyFile(), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(func() { start(before) })
-	start(regexp.MustCompile(`(?m)^mode: .*$`).ReplaceAll(before, []byte("mode: "+mode)))
+	n.Component(t, "stop", "kube-proxy")
+	n.Component(t, "start", "kube-proxy")
 }
 
 // addServices adds services that lead to the pod.
