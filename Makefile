@@ -22,7 +22,7 @@ test: bin/helm ## every test: both backends, both families, real packets (needs 
 	go test -race -timeout 30m ./...
 
 test-kernels: ## the enforcement tests under kernels of EKS nodes, 6.1 and 6.12, in QEMU without KVM
-	@hack/packages qemu-system-x86 busybox-static kmod cpio dash xz-utils iptables nftables iproute2 util-linux
+	@hack/packages qemu-system-x86 busybox-static kmod cpio dash xz-utils ipvsadm iptables nftables iproute2 util-linux
 	test/kernels/run.sh 6.1 6.12
 
 e2e_flags := -tags e2e -timeout 70m
@@ -47,13 +47,14 @@ bench: build ## measure, print a table, write docs/benchmarks.md (about ten minu
 lint: ## gofmt, go vet, staticcheck, shellcheck
 	@hack/packages shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt these:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
-	go vet -tags e2e,figures ./...
-	go tool -modfile=tools/go.mod staticcheck -tags e2e,figures ./...
-	shellcheck -x -P SCRIPTDIR hack/packages deploy/render .ci/run test/e2e/node/*.sh test/kernels/*.sh
+	go vet -tags e2e,figures,kernels ./...
+	go tool -modfile=tools/go.mod staticcheck -tags e2e,figures,kernels ./...
+	shellcheck -x -P SCRIPTDIR hack/packages deploy/render .ci/run test/e2e/node/*.sh test/e2e/images/firewalls/firewalls test/kernels/*.sh
 
 fuzz: ## fuzz what parses foreign text, a minute each
 	go test ./pkg/rules -run '^$$' -fuzz FuzzParseLine -fuzztime 1m
 	go test ./pkg/netfilter -run '^$$' -fuzz FuzzParseNFTRule -fuzztime 1m
+	go test ./pkg/route -run '^$$' -fuzz FuzzMessages -fuzztime 1m
 
 image: ## the container image, by docker, podman or buildah, whichever is there
 	"$$(command -v docker || command -v podman || command -v buildah)" build \

@@ -178,6 +178,8 @@ func (o *Options) Load() (Config, error) {
 	}
 	if !slices.Contains(policy.Verdicts, c.Verdict) {
 		wrong("verdict", "%q is none; use %s", o.verdict, alternatives(policy.Verdicts))
+	} else if c.Verdict == policy.Reject && !slices.Contains(c.Layers, rules.LayerName) {
+		wrong("verdict", "only the layer %s can answer with reject; add it to --layers, or leave --verdict out", rules.LayerName)
 	}
 	if c.Resync < minResync || c.Resync > maxResync {
 		wrong("resync-period", "%s is out of range; use %s to %s", c.Resync, minResync, maxResync)

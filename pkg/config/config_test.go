@@ -158,6 +158,7 @@ func TestWrongSettings(t *testing.T) {
 		{"--layers=", "", []string{"--layers: no layer is given; use iptables,route"}},
 		{"--layers=iptables,cgroup,x", "", []string{`--layers: "cgroup" is none; use iptables,route`, `--layers: "x" is none`}},
 		{"--backend=ebpf", "", []string{`--backend: "ebpf" is none; use auto, nft or legacy`}},
+		{"--verdict=reject --layers=route", "", []string{"--verdict: only the layer iptables can answer with reject; add it to --layers"}},
 		{"--verdict=accept", "", []string{`--verdict: "accept" is none; use drop or reject`}},
 		{"--resync-period=99ms", "", []string{"--resync-period: 99ms is out of range; use 100ms to 1h0m0s"}},
 		{"--resync-period=1h1ms", "", []string{"--resync-period: 1h0m0.001s is out of range"}},

@@ -290,7 +290,7 @@ func (n *node) makeSink() error {
 	veth := netlink.NewVeth(netlink.LinkAttrs{Name: pair.sink, MTU: sinkMTU})
 	veth.PeerName = pair.end
 	if err := n.links.LinkAdd(veth); err != nil {
-		return err
+		return fmt.Errorf("adding %s with its other end %s: %w", pair.sink, pair.end, err)
 	}
 	for _, name := range []string{pair.sink, pair.end} {
 		l, err := n.links.LinkByName(name)

@@ -239,8 +239,11 @@ func TestLostPieces(t *testing.T) {
 						t.Errorf("%s: after %s: %q, %s is not in it", f, command, found.Detail, p)
 					}
 				}
-				if a == b && !answered(k.Host(), f, patience) {
-					t.Errorf("%s: after %s the node gets no answer", f, command)
+				for mode := range 3 {
+					k.sh("for a in all eth0; do echo %d > /proc/sys/net/ipv4/conf/$a/rp_filter; done", mode)
+					if !answered(k.Host(), f, patience) {
+						t.Errorf("%s: after %s, with rp_filter %d, the node gets no answer", f, command, mode)
+					}
 				}
 				k.repair(f)
 				k.must(f, layer.Enforced, "")
