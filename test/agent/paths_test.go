@@ -16,6 +16,7 @@ import (
 	"github.com/imds-guard/imds-guard/internal/testnode"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
 // service4 and service6 are addresses of Services that the node leads to the endpoint.
@@ -190,19 +191,38 @@ const podLink = "veth01234567" // none that a pattern of the default names
 
 // By every path packets come to the endpoint as long as nothing guards it, and none does by any when the route layer, alone,
 // is in force.
-func TestPaths(t *testing.T) {
+func TestPaths(t *testing.T) { tryPaths(t, paths(), false) }
+
+// What the documents say is open stays so. If this fails, a layer does more than they promise: say so there.
+func TestOpenPaths(t *testing.T) {
+	macvlan := `ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 netns "$NETNS"`
+	tryPaths(t, []path{{"macvlan", imds.IPv4, macvlan, func(n *node) error {
+		script := "ip addr replace 10.0.0.99/24 dev mv0; ip link set mv0 up; ip route replace 169.254.169.254 via 10.0.0.1 dev mv0"
+		if out, err := n.pod.Command(context.Background(), "sh", "-ec", script).CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return dial(n.pod.Namespace, "tcp", testnode.IMDSv4+":80", 10)
+	}}}, true)
+}
+
+// tryPaths sends by each path, without a guard and with the route layer alone; with iptables' beside it if they are to stay
+// open.
+func tryPaths(t *testing.T, list []path, open bool) {
 	t.Parallel()
-	for _, p := range paths() {
+	for _, p := range list {
 		t.Run(strings.ReplaceAll(p.name, " ", "_")+"/"+string(p.family), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t)
 			n.layers = route.LayerName
+			if open {
+				n.layers = rules.LayerName + "," + route.LayerName
+			}
 			var err error
 			if n.pod, err = n.AddPod(podLink); err != nil {
 				t.Fatal(err)
 			}
 			pod := map[imds.Family]netip.Addr{imds.IPv4: n.pod.IPv4, imds.IPv6: n.pod.IPv6}[p.family]
-			n.sh("POD=%s; %s", pod, p.setUp)
+			n.sh("POD=%s NETNS=%s; %s", pod, n.pod.Path(), p.setUp)
 			arrivals := countArrivals(t, n)
 			send := func() {
 				for range 5 {
@@ -212,8 +232,12 @@ func TestPaths(t *testing.T) {
 				}
 			}
 			eventually(t, "packets arrive while nothing guards", func() bool { send(); return arrivals() > 0 })
-			n.startReady()
+			n.startReady("--interface", "eni+,veth+")
 			before := arrivals()
+			if open {
+				eventually(t, "packets arrive as before", func() bool { send(); return arrivals() > before })
+				return
+			}
 			send()
 			n.sh("sleep 0.2") // for what is under way
 			if reached := arrivals() - before; reached != 0 {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"syscall"
@@ -186,5 +187,90 @@ func TestRejectBeforeTheSink(t *testing.T) {
 		if _, err := n.pod.Get(ctx, v.url()); err == nil || !strings.Contains(err.Error(), "connection refused") {
 			t.Errorf("%s: %v", v, err)
 		}
+	}
+}
+
+// vpcCNI is the policy routing of the VPC CNI for a pod with addresses of a second network interface, and for one with security
+// groups of its own, by the priorities of amazon-vpc-cni-k8s (pkg/networkutils/network.go, pkg/sgpp). Its tables lead to the
+// endpoint as the main one does.
+const vpcCNI = `
+for f in 4 6; do
+  case $f in 4) pod=$POD4 gateway=10.0.0.1 ;; 6) pod=$POD6 gateway=2001:db8::1 ;; esac
+  for table in 2 101; do ip -$f route add default via $gateway dev eth0 table $table; ip -$f route add $pod dev $POD table $table; done
+  ip -$f rule add pref 10 iif $VLAN lookup 101
+  ip -$f rule add pref 10 iif eth0 lookup main
+  ip -$f rule add pref 20 lookup local
+  ip -$f rule add pref 512 to $pod lookup main
+  ip -$f rule add pref 1024 fwmark 0x80/0x80 lookup main
+  ip -$f rule add pref 1535 not to 10.0.0.0/8 from $pod lookup main 2>/dev/null || ip -$f rule add pref 1535 from $pod lookup main
+  ip -$f rule add pref 1536 from $pod lookup 2
+done
+iptables-nft -w -t mangle -A PREROUTING -i eth0 -j CONNMARK --set-xmark 0x80/0x80
+iptables-nft -w -t mangle -A PREROUTING -i $POD -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80`
+
+// The VPC CNI's policy rules and ours stand beside each other, whichever came first: pods are kept from the endpoint alone, and
+// cleanup leaves its rules and tables as they were.
+func TestBesideTheVPCCNI(t *testing.T) {
+	t.Parallel()
+	for _, first := range []string{"the CNI", "the guard"} {
+		t.Run(strings.ReplaceAll(first, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			n, others := bothLayers(t)
+			n.layers = route.LayerName
+			cni := strings.NewReplacer("$POD4", n.pod.IPv4.String(), "$POD6", n.pod.IPv6.String(), "$POD", n.pod.Ifname,
+				"$VLAN", others[0].Ifname).Replace(vpcCNI)
+			routing := func() string {
+				return n.sh("for f in 4 6; do ip -$f rule; ip -$f route show table all | grep -v ^multicast | sort; done; nft -s list ruleset")
+			}
+			var before string
+			setUp := func() { n.sh("%s", cni) }
+			if first == "the CNI" {
+				setUp()
+				for _, v := range variants[:2] {
+					if !n.served(v) {
+						t.Fatalf("%s: beside the CNI alone the pod is not served", v.family)
+					}
+				}
+				before = routing()
+			}
+			a := n.startReady()
+			if first == "the guard" {
+				setUp()
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), deadline)
+			defer cancel()
+			same := *n
+			for _, same.pod = range append(others, n.pod) {
+				for _, v := range variants[:2] {
+					same.mustBeBlocked(v)
+				}
+				for _, address := range append([]string{testnode.Elsewhere4, testnode.Elsewhere6}, testnode.Neighbours...) {
+					if _, err := same.pod.Get(ctx, "http://"+net.JoinHostPort(address, "80")+"/"); err != nil {
+						t.Errorf("from %s to neighbour %s: %v", same.pod.Ifname, address, err)
+					}
+				}
+			}
+			for _, v := range variants[:2] {
+				if _, err := n.Host().Get(ctx, v.url()); err != nil {
+					t.Errorf("the node itself is not served: %v", err)
+				}
+			}
+			if !a.ready() || a.metric("imds_guard_degraded") != 0 {
+				t.Error("beside the CNI's rules the layer is not said to be in force")
+			}
+			a.kill()
+			if code, _, stderr := n.guard("cleanup"); code != 0 {
+				t.Fatalf("cleanup ends with %d: %s", code, stderr)
+			}
+			after := routing()
+			if first == "the CNI" && after != before {
+				t.Errorf("after cleanup the node has\n%sand had\n%s", after, before)
+			}
+			for _, v := range variants[:2] {
+				if !n.served(v) {
+					t.Errorf("%s: after cleanup the pod is not served", v.family)
+				}
+			}
+		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -73,7 +74,7 @@ func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	v := variants[0]
 	n := newNode(t)
-	n.startReady().kill()
+	n.startReady().kill() // by iptables alone, as it was before there was another layer
 	n.mustBeBlocked(v)
 	requests := n.IMDS().Requests()
 	done := make(chan struct{})
@@ -91,8 +92,21 @@ func TestUpgrade(t *testing.T) {
 			}
 		}
 	}()
-	for _, flags := range [][]string{{"--verdict", "reject"}, {"--interface", "eni+,vlan+"}, {"--verdict", "drop"}, {"--backend", "legacy"}, {}} {
-		a := n.startReady(flags...)
+	both := rules.LayerName + "," + route.LayerName
+	for _, next := range []struct {
+		layers string
+		flags  []string
+	}{
+		{both, nil},
+		{both, []string{"--verdict", "reject"}},
+		{both, []string{"--interface", "eni+,vlan+"}},
+		{route.LayerName, nil},
+		{rules.LayerName, []string{"--verdict", "drop"}},
+		{rules.LayerName, []string{"--backend", "legacy"}},
+		{both, nil},
+	} {
+		n.layers = next.layers
+		a := n.startReady(next.flags...)
 		a.signal(syscall.SIGTERM)
 		<-a.done
 	}

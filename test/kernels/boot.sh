@@ -6,6 +6,7 @@
 set -euo pipefail
 version=$1 dir=$2 limit=${3:-900}
 cache=${KERNELS_CACHE:-$HOME/.cache/imds-guard-kernels}
+packages=(busybox-static dash ipvsadm iproute2 iptables kmod nftables util-linux) # whose programs are in the root
 mkdir -p "$cache"
 
 # kernel VERSION: unpacks the kernel, and of its modules those that a node's network may need.
@@ -47,14 +48,13 @@ add() {
 # make_root: busybox, and what the tests call.
 make_root() {
   local applet backend family verb
-  rm -rf "$root"
   mkdir -p "$root"/{bin,sbin,proc,sys,dev,tmp,run,etc,lib,lib64,usr,root,mnt}
   for d in bin sbin lib; do ln -s ../$d "$root/usr/$d"; done
   cp /bin/busybox "$root/bin/"
   for applet in $(/bin/busybox --list); do [[ $applet = busybox ]] || ln -sf busybox "$root/bin/$applet"; done
   # dash, for busybox's sh prefers its own `ip`.
   rm -f "$root/bin/ip"
-  add ip bin/ip && add nft sbin/nft && add dash bin/sh && add kmod sbin/modprobe && add nsenter bin/nsenter
+  add ip bin/ip && add nft sbin/nft && add dash bin/sh && add kmod sbin/modprobe && add nsenter bin/nsenter && add ipvsadm sbin/ipvsadm
   for backend in nft legacy; do
     add /usr/sbin/xtables-$backend-multi sbin/xtables-$backend-multi
     for family in iptables ip6tables; do
@@ -74,19 +74,26 @@ cd / && sh /test.sh; echo "EXIT $?"
 poweroff -f
 INIT
   chmod +x "$root/init"
-  (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$cache/root.cpio.gz.new"
-  mv "$cache/root.cpio.gz.new" "$cache/root.cpio.gz"
+  (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$root.cpio.gz.new"
+  mv "$root.cpio.gz.new" "$root.cpio.gz"
 }
 
+# Several kernels may be booted at once, and share the root. It is made anew when this script or a program in it has changed.
+exec 9>"$cache/lock"
+flock 9
 [[ -d $cache/kernel-$version ]] || kernel "$cache/kernel-$version"
-root=$cache/root
-# What is newer than the root has changed since it was made.
-if [[ ! -s $cache/root.cpio.gz || ${BASH_SOURCE[0]} -nt $cache/root.cpio.gz ]]; then make_root; fi
+key=$({ cat "${BASH_SOURCE[0]}"; dpkg-query -W "${packages[@]}"; } | sha256sum)
+root=$cache/root-${key:0:16}
+if [[ ! -s $root.cpio.gz ]]; then
+  rm -rf "$cache"/root-*
+  make_root
+fi
+exec 9>&-
 
 work=$(mktemp -d "$cache/run.XXXX")
 trap 'rm -rf "$work"' EXIT
 (cd "$dir" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/test.cpio.gz"
-cat "$cache/root.cpio.gz" "$cache/kernel-$version/modules.cpio.gz" "$work/test.cpio.gz" >"$work/initrd"
+cat "$root.cpio.gz" "$cache/kernel-$version/modules.cpio.gz" "$work/test.cpio.gz" >"$work/initrd"
 # /dev/kvm may open and then hang: the translator is quick enough.
 timeout "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35 -m 2048 -smp 2 -nodefaults -no-user-config \
   -display none -no-reboot -serial stdio -kernel "$cache/kernel-$version"/boot/vmlinuz-* -initrd "$work/initrd" \

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# run.sh VERSION…: runs the enforcement tests of all layers under kernels of EKS nodes, one after the other.
+# run.sh VERSION…: runs the enforcement tests of all layers under kernels of EKS nodes, beside each other: the tests wait more
+# than they compute.
 #
-# The tests are those that run on this machine's kernel, too, as static binaries without the race detector. A test that a
-# kernel can't run fails: which features are there is known.
+# They are those that run on this machine's kernel, too, as static binaries without the race detector, and those of the build
+# tag kernels, which need modules that this machine may not have. A test that a kernel can't run fails: which features are
+# there is known.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 dir=$(mktemp -d)
@@ -10,7 +12,7 @@ trap 'rm -rf "$dir"' EXIT
 export CGO_ENABLED=0
 go build -o "$dir/imds-guard" ./cmd/imds-guard
 for package in pkg/netfilter pkg/rules pkg/route test/agent; do
-  go test -c -o "$dir/$(basename $package).test" ./$package
+  go test -c -tags kernels -o "$dir/$(basename $package).test" ./$package
 done
 cat >"$dir/test.sh" <<'TEST'
 export IMDS_GUARD_BINARY=/imds-guard
@@ -23,9 +25,13 @@ run() { # NAME ARGUMENT…
 run route
 run netfilter
 run rules -test.run 'TestUnsupported|TestSelector|TestCleanupOfOurOwnTable'
-run agent -storm.time 30s -test.run 'DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|TestPaths|CutByTheRoute|TamperStorm'
+run agent -storm.time 30s -test.run 'DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|Paths|BesideTheVPCCNI|TestUpgrade|CutByTheRoute|TamperStorm'
 exit $failed
 TEST
+booted=() failed=0
 for version in "$@"; do
-  test/kernels/boot.sh "$version" "$dir" 1800
+  (test/kernels/boot.sh "$version" "$dir" 2700 | sed -u "s/^/$version: /") &
+  booted+=($!)
 done
+for pid in "${booted[@]}"; do wait "$pid" || failed=1; done
+exit $failed
