@@ -92,7 +92,7 @@ func TestFirewalls(t *testing.T) {
 				t.Errorf("%d packets of the pod reached the endpoint; the order is that of -storm.seed=%d", reached, *stormSeed)
 			}
 			node.waitAllLayers(t)
-			figures.add(t, "attempts while firewalls, kube-proxy and agent start again and again; answers", fmt.Sprintf("%d; 0", asked))
+			figures.add(t, "attempts while firewalls, kube-proxy and agent start again and again; answers", fmt.Sprintf("%d; %d", asked, asker.Answers()))
 
 			step(t, "the guard is removed: the same pod is served, whatever the firewalls have left")
 			node.Kubectl(t, "-n", namespace, "delete", "daemonset", "imds-guard", "--cascade=foreground")
