@@ -195,11 +195,11 @@ func TestValues(t *testing.T) {
 	}{
 		{
 			"every flag", []string{
-				"agent.interface={eni+,vlan+}", "agent.layers={route}", "agent.backend=nft", "agent.verdict=reject", "agent.resyncPeriod=1m30s",
+				"agent.interface={eni+,vlan+}", "agent.layers={iptables}", "agent.backend=nft", "agent.verdict=reject", "agent.resyncPeriod=1m30s",
 				"agent.kubernetes=on", "agent.metricsBindAddress=:9999", "agent.healthBindAddress=127.0.0.1:9998",
 				"webConfig.secretName=web", "agent.logLevel=debug", "agent.logFormat=text",
 			},
-			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--layers=route","--backend=nft","--verdict=reject","--resync-period=1m30s",` +
+			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--layers=iptables","--backend=nft","--verdict=reject","--resync-period=1m30s",` +
 				`"--kubernetes=on","--metrics-bind-address=:9999","--health-bind-address=127.0.0.1:9998",` +
 				`"--web-config-file=/etc/imds-guard/web/web-config.yml","--log-level=debug","--log-format=text"]`}},
 		},
