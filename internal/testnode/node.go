@@ -37,7 +37,8 @@ type Node struct {
 
 	mu     sync.Mutex
 	pods   []*Pod
-	serial int // of the pods, for their addresses
+	serial int    // of the pods, for their addresses
+	cgroup string // the pods', if there is one
 	closed bool
 }
 
@@ -125,6 +126,7 @@ func (n *Node) Close() error {
 	for _, ns := range namespaces {
 		ns.close()
 	}
+	err = errors.Join(err, n.removeCgroups())
 	if err != nil {
 		return fmt.Errorf("closing a node: %w", err)
 	}

@@ -78,18 +78,20 @@ func (b *board) status(now time.Time) Status {
 }
 
 // Judge says what follows from the layers' states. A family that no packet crosses the node in needs no layer, but one family
-// has to be left.
+// has to be left. A layer of sockets alone closes no path: what it misses comes by the others.
 func Judge(layers []LayerStatus) Status {
 	s := Status{Layers: layers}
 	type path struct{ closed, anyInterface, unknown bool }
 	paths := map[imds.Family]path{}
 	for _, l := range layers {
 		p, protects := paths[l.Family], l.State.Protects()
-		p.closed = p.closed || protects || l.NoPath
-		p.anyInterface = p.anyInterface || protects && l.AnyInterface || l.NoPath
-		p.unknown = p.unknown || l.State == layer.Unknown
+		if !l.SocketsOnly {
+			p.closed = p.closed || protects || l.NoPath
+			p.anyInterface = p.anyInterface || protects && l.AnyInterface || l.NoPath
+			p.unknown = p.unknown || l.State == layer.Unknown
+			s.Protected = s.Protected || protects
+		}
 		paths[l.Family] = p
-		s.Protected = s.Protected || protects
 		s.Degraded = s.Degraded || l.State != layer.Unsupported && !protects
 	}
 	s.AnyInterface = s.Protected

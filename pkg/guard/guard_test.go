@@ -586,7 +586,7 @@ func TestPolicyIsReplacedWhileRunning(t *testing.T) {
 }
 
 // Paths are protected, not layers: each family by one layer of it. A layer that the node can't have stops nothing; a family that
-// no packet crosses the node in needs none.
+// no packet crosses the node in needs none. A layer of sockets closes none.
 func TestJudge(t *testing.T) {
 	var (
 		in      = layer.Reading{State: layer.Enforced}
@@ -597,6 +597,10 @@ func TestJudge(t *testing.T) {
 		leaks   = layer.Reading{State: leaking}
 		untidy  = layer.Reading{State: untidy}
 		unknown = layer.Reading{State: layer.Unknown}
+
+		sockets        = layer.Reading{State: layer.Enforced, SocketsOnly: true}
+		socketsOut     = layer.Reading{State: layer.Missing, SocketsOnly: true}
+		socketsUnknown = layer.Reading{State: layer.Unknown, SocketsOnly: true}
 	)
 	for _, c := range []struct {
 		readings                                []layer.Reading // of the layers fake0 ipv4, fake0 ipv6, fake1 ipv4, fake1 ipv6
@@ -628,6 +632,15 @@ func TestJudge(t *testing.T) {
 		{[]layer.Reading{in, noPath, any, out}, true, true, false, true},
 		{[]layer.Reading{in, noPath, any, unknown}, true, true, false, true},
 		{[]layer.Reading{in, in, any, noPath}, true, true, false, false},
+
+		{[]layer.Reading{sockets, sockets}, false, false, true, false},
+		{[]layer.Reading{any, any, sockets, sockets}, true, true, false, false},
+		{[]layer.Reading{in, in, socketsOut, sockets}, true, false, false, true},
+		{[]layer.Reading{in, in, sockets, socketsUnknown}, true, false, false, true},
+		{[]layer.Reading{in, in, none, none}, true, false, false, false},
+		{[]layer.Reading{out, in, sockets, sockets}, false, false, true, true},
+		{[]layer.Reading{out, in, socketsUnknown, sockets}, false, false, true, true},
+		{[]layer.Reading{unknown, in, sockets, sockets}, false, false, false, true},
 	} {
 		var layers []LayerStatus
 		for i, r := range c.readings {

@@ -70,6 +70,8 @@ type Reading struct {
 	// AnyInterface: in a state that protects, it does so by whatever interface a packet comes in; else only by those that the
 	// policy names.
 	AnyInterface bool
+	// SocketsOnly: it stops what sockets send, and not packets that come by other ways, so that it closes no path alone.
+	SocketsOnly bool
 	// Rules are the rules of ours that were read back, each once: as iptables-save or `ip` has them.
 	Rules []string
 	// Blocked is how many packets the kernel says these rules stopped, counted over re-insertions of the rule.
@@ -85,7 +87,7 @@ type Reading struct {
 // Forget makes the reading unknown, for a reason: nothing that was read proves anything any more. How many packets were stopped
 // stays.
 func (r *Reading) Forget(why string) {
-	*r = Reading{State: Unknown, Detail: why, Blocked: r.Blocked, Place: r.Place}
+	*r = Reading{State: Unknown, Detail: why, SocketsOnly: r.SocketsOnly, Blocked: r.Blocked, Place: r.Place}
 }
 
 // Finding is what one look found: the Reading, and what the same layer's Repair needs to know beside it.

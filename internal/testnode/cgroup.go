@@ -1,0 +1,160 @@
+//go:build linux
+
+// The pods' cgroups, and processes in them.
+
+package testnode
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// callsEnv makes a program of ours a pod's process that makes socket calls, as JSON.
+const callsEnv = "TESTNODE_CALLS"
+
+// cgroupRoots are where cgroup v2 may be mounted: alone, or beside version 1.
+var cgroupRoots = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}
+
+var cgroups atomic.Int64 // for their names
+
+// PodsCgroup makes the cgroup v2 directory below which the node's pods are, and in it one of a pod with one of its
+// container's. They go with the node.
+func (n *Node) PodsCgroup() (string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cgroup != "" {
+		return n.cgroup, nil
+	}
+	for _, root := range cgroupRoots {
+		var s unix.Statfs_t
+		if err := unix.Statfs(root, &s); err != nil || s.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
+		n.cgroup = filepath.Join(root, fmt.Sprintf("imds-guard-test-%d-%d", os.Getpid(), cgroups.Add(1)))
+		if err := os.MkdirAll(n.containerCgroup(), 0o755); err != nil {
+			return "", fmt.Errorf("making the pods' cgroup: %w", err)
+		}
+		return n.cgroup, nil
+	}
+	return "", errors.New("making the pods' cgroup: no cgroup v2 is mounted")
+}
+
+func (n *Node) containerCgroup() string { return filepath.Join(n.cgroup, "pod1", "container") }
+
+// removeCgroups removes the pods' cgroup with all that is below. Its processes have ended.
+func (n *Node) removeCgroups() error {
+	if n.cgroup == "" {
+		return nil
+	}
+	var directories []string
+	err := filepath.WalkDir(n.cgroup, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			directories = append(directories, path)
+		}
+		return err
+	})
+	errs := []error{err}
+	for i := len(directories) - 1; i >= 0; i-- {
+		errs = append(errs, os.Remove(directories[i]))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("removing the pods' cgroup: %w", err)
+	}
+	return nil
+}
+
+// SocketCalls makes socket calls as a process of a container of a pod, in a network namespace: each "HOW ADDRESS:PORT", where
+// HOW is tcp, udp, udp-sendto, fastopen or mptcp. It returns what came of each: "sent", or the error's name, such as EPERM.
+// The program that calls it has to begin with [RunSocketCalls].
+func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, err error) {
+	if _, err := n.PodsCgroup(); err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("making socket calls: %w", err)
+	}
+	container, err := os.Open(n.containerCgroup())
+	if err != nil {
+		return nil, fmt.Errorf("making socket calls: %w", err)
+	}
+	defer container.Close()
+	list, err := json.Marshal(calls)
+	if err != nil {
+		return nil, fmt.Errorf("making socket calls: %w", err)
+	}
+	cmd := in.Command(context.Background(), self)
+	cmd.Env = append(os.Environ(), callsEnv+"="+string(list))
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(container.Fd())
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("making socket calls: %w", err)
+	}
+	if results = strings.Fields(string(out)); len(results) != len(calls) {
+		return nil, fmt.Errorf("making socket calls: of %q came %q", calls, out)
+	}
+	return results, nil
+}
+
+// RunSocketCalls makes this process what SocketCalls starts, and tells whether it was that.
+func RunSocketCalls() bool {
+	text := os.Getenv(callsEnv)
+	if text == "" {
+		return false
+	}
+	var calls []string
+	if err := json.Unmarshal([]byte(text), &calls); err != nil {
+		panic(err)
+	}
+	for _, c := range calls {
+		fmt.Println(socketCall(c))
+	}
+	return true
+}
+
+func socketCall(call string) string {
+	how, to, _ := strings.Cut(call, " ")
+	address := netip.MustParseAddrPort(to)
+	family := unix.AF_INET
+	var sockaddr unix.Sockaddr
+	if port := int(address.Port()); address.Addr().Is4() {
+		sockaddr = &unix.SockaddrInet4{Port: port, Addr: address.Addr().As4()}
+	} else {
+		family, sockaddr = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: address.Addr().As16()}
+	}
+	kind, protocol := unix.SOCK_STREAM, 0
+	switch how {
+	case "mptcp":
+		protocol = unix.IPPROTO_MPTCP
+	case "udp", "udp-sendto":
+		kind = unix.SOCK_DGRAM
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return "socket:" + unix.ErrnoName(err.(unix.Errno))
+	}
+	defer unix.Close(fd)
+	switch how {
+	case "udp-sendto":
+		err = unix.Sendto(fd, []byte("x"), 0, sockaddr)
+	case "fastopen":
+		err = unix.Sendto(fd, []byte("x"), unix.MSG_FASTOPEN, sockaddr)
+	default:
+		if err = unix.Connect(fd, sockaddr); err == nil && how == "udp" {
+			_, err = unix.Write(fd, []byte("x"))
+		}
+	}
+	if err == nil || errors.Is(err, unix.EINPROGRESS) {
+		return "sent"
+	}
+	return unix.ErrnoName(err.(unix.Errno))
+}

@@ -1,0 +1,68 @@
+// The removal of everything that the layer installs.
+
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cilium/ebpf/link"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+)
+
+// Cleanup removes every hook of a family, and what it counted. removed are the names of the hooks that were there. A link is
+// detached, too: an agent that still runs may hold it.
+func Cleanup(f imds.Family) (removed []string, err error) {
+	var errs []error
+	for _, h := range hooksOf(f) {
+		there, err := removeHook(f, h)
+		if there {
+			removed = append(removed, h.name)
+		}
+		errs = append(errs, err)
+	}
+	_, err = remove(counterOf(f))
+	errs = append(errs, err)
+	// The other family's are in it, too.
+	if err := os.Remove(pins); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return removed, fmt.Errorf("cleaning the cgroup layer of %s: %w", f, err)
+	}
+	return removed, nil
+}
+
+func removeHook(f imds.Family, h hook) (there bool, err error) {
+	l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil)
+	if err == nil {
+		err = l.Detach()
+		l.Close()
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, link.ErrNotSupported) || errors.Is(err, fs.ErrPermission) {
+		err = nil // there is none; or, without CAP_BPF or before Linux 5.9, it goes with the pin, unless an agent holds it
+	}
+	errs := []error{err}
+	for _, what := range []string{"link", "program"} {
+		removed, err := remove(pinOf(f, h, what))
+		there = there || removed
+		errs = append(errs, err)
+	}
+	return there, errors.Join(errs...)
+}
+
+// remove removes a pin, and one that was being made.
+func remove(path string) (there bool, err error) {
+	var errs []error
+	for _, p := range []string{path, path + "-new"} {
+		err := os.Remove(p)
+		there = there || err == nil
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return there, errors.Join(errs...)
+}

@@ -1,0 +1,247 @@
+// One family's layer: the look, and the repair of what it found.
+
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+)
+
+// LayerName names the layer, as a metric label and for --layers.
+const LayerName = "cgroup"
+
+// States lists every state of the layer.
+var States = layer.States()
+
+// Layer is the layer of one family. Every look reads all hooks from what is pinned and from the cgroup. Links that were found
+// in force are held open, so that the loss of a pin opens nothing.
+type Layer struct {
+	family  imds.Family
+	given   string
+	held    map[hook]link.Link
+	refused count
+}
+
+// New makes the layer of one family for the pods below a cgroup v2 directory; if none is given, it is looked for.
+func New(f imds.Family, podsCgroup string) *Layer {
+	return &Layer{family: f, given: podsCgroup, held: map[hook]link.Link{}}
+}
+
+// ID implements guard.Layer.
+func (l *Layer) ID() layer.ID { return layer.ID{Name: LayerName, Family: l.family} }
+
+// seen is what a look found.
+type seen struct {
+	directory string
+	node      uint64 // the cookie of its network namespace
+	missing   []hook
+	why       []string // of each of them
+}
+
+// impossible says why the node can't have the layer.
+type impossible struct{ error }
+
+// Look implements guard.Layer. The policy makes no difference: every pod's sockets are refused.
+func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
+	r := layer.Reading{State: layer.Enforced, SocketsOnly: true, Blocked: l.refused.total}
+	s, err := l.read()
+	r.Place, r.Blocked = s.directory, l.refused.total
+	switch {
+	case errors.As(err, new(impossible)):
+		r.State, r.Detail = layer.Unsupported, err.Error()
+		return layer.Finding{Reading: r}
+	case err != nil:
+		r.State, r.Detail, r.Err = layer.Unknown, err.Error(), err
+		return layer.Finding{Reading: r}
+	case len(s.missing) > 0:
+		r.State, r.Detail = layer.Missing, strings.Join(s.why, "; ")
+	}
+	for _, h := range hooksOf(l.family) {
+		if !slices.Contains(s.missing, h) {
+			r.Rules = append(r.Rules, fmt.Sprintf("%s at %s", h.name, s.directory))
+		}
+	}
+	return layer.Finding{Reading: r, Plan: s}
+}
+
+// read reads every hook.
+func (l *Layer) read() (s seen, err error) {
+	at, err := l.open(&s)
+	if err != nil {
+		return s, err
+	}
+	defer at.Close()
+	counter, err := openCounter(l.family)
+	if err != nil {
+		return s, err
+	}
+	if counter == nil { // then no program counts in the right place, either
+		s.missing = hooksOf(l.family)
+		s.why = []string{"the counter is not pinned"}
+		return s, nil
+	}
+	defer counter.Close()
+	if err := l.refused.read(counter); err != nil {
+		return s, err
+	}
+	for _, h := range hooksOf(l.family) {
+		pinned, why, err := readHook(l.family, h, at, s.node, counter)
+		if err == nil && why == "" {
+			l.hold(h, pinned)
+			continue
+		}
+		if pinned != nil {
+			pinned.Close()
+		}
+		if err != nil {
+			return s, err
+		}
+		s.missing, s.why = append(s.missing, h), append(s.why, h.name+": "+why)
+	}
+	return s, nil
+}
+
+// open opens the pods' cgroup, and finds out whether the node can have the layer at all.
+func (l *Layer) open(s *seen) (at *os.File, err error) {
+	if s.directory, err = find(l.given); err != nil {
+		if l.given == "" {
+			err = impossible{err}
+		}
+		return nil, err
+	}
+	if !isBPFFS() {
+		return nil, impossible{fmt.Errorf("no bpffs is mounted at %s", bpffs)}
+	}
+	if err := mayBPF(); err != nil {
+		return nil, err
+	}
+	if s.node, err = nodeCookie(); errors.Is(err, unix.ENOPROTOOPT) {
+		return nil, impossible{errors.New("the kernel does not tell network namespaces apart (SO_NETNS_COOKIE, Linux 5.14)")}
+	} else if err != nil {
+		return nil, err
+	}
+	if at, err = os.Open(s.directory); err != nil {
+		return nil, fmt.Errorf("opening the pods' cgroup: %w", err)
+	}
+	_, err = link.QueryPrograms(link.QueryOptions{Target: int(at.Fd()), Attach: ebpf.AttachCGroupInet4Connect})
+	switch {
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS):
+		err = impossible{errors.New("the kernel has no BPF for cgroups (CONFIG_CGROUP_BPF)")}
+	case err != nil:
+		err = fmt.Errorf("asking the cgroup for its programs: %w", err)
+	default:
+		return at, nil
+	}
+	at.Close()
+	return nil, err
+}
+
+// hold keeps a link that is in force, in the place of the one before.
+func (l *Layer) hold(h hook, pinned link.Link) {
+	if before := l.held[h]; before != nil {
+		before.Close()
+	}
+	l.held[h] = pinned
+}
+
+// Repair implements guard.Layer.
+func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
+	s, ok := f.Plan.(seen)
+	if !ok {
+		return errors.New("repairing the cgroup layer: the finding is not one of its looks")
+	}
+	if err := l.put(s); err != nil {
+		return fmt.Errorf("repairing the cgroup layer: %w", err)
+	}
+	return nil
+}
+
+func (l *Layer) put(s seen) error {
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		return fmt.Errorf("making a directory for the pins: %w", err)
+	}
+	at, err := os.Open(s.directory)
+	if err != nil {
+		return fmt.Errorf("opening the pods' cgroup: %w", err)
+	}
+	defer at.Close()
+	counter, err := openCounter(l.family)
+	if counter == nil && err == nil {
+		counter, err = makeCounter(l.family)
+	}
+	if err != nil {
+		return err
+	}
+	defer counter.Close()
+	var errs []error
+	for _, h := range s.missing {
+		put, err := putHook(l.family, h, at, s.node, counter, l.alive(h, at))
+		errs = append(errs, err)
+		if put != nil && put != l.held[h] {
+			l.hold(h, put)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// alive returns the link that is at the right cgroup, held or pinned, if there is one.
+func (l *Layer) alive(h hook, at *os.File) link.Link {
+	want, err := idOf(at)
+	if err != nil {
+		return nil
+	}
+	fits := func(candidate link.Link) bool {
+		is, err := candidate.Info()
+		if err != nil {
+			return false
+		}
+		cg := is.Cgroup()
+		return cg != nil && cg.CgroupId == want && ebpf.AttachType(cg.AttachType) == h.at
+	}
+	if held := l.held[h]; held != nil && fits(held) {
+		return held
+	}
+	pinned, err := link.LoadPinnedLink(pinOf(l.family, h, "link"), nil)
+	if err != nil {
+		return nil
+	}
+	if !fits(pinned) {
+		pinned.Close()
+		return nil
+	}
+	return pinned
+}
+
+// count adds up the calls that were refused, over the making anew of the counter.
+type count struct {
+	total, last uint64
+	of          ebpf.MapID
+}
+
+func (c *count) read(counter *ebpf.Map) error {
+	var now uint64
+	if err := counter.Lookup(uint32(0), &now); err != nil {
+		return fmt.Errorf("reading the counter: %w", err)
+	}
+	is, err := counter.Info()
+	if err != nil {
+		return fmt.Errorf("asking for the counter: %w", err)
+	}
+	id, _ := is.ID()
+	if id != c.of {
+		c.last = 0
+	}
+	c.total, c.last, c.of = c.total+now-c.last, now, id
+	return nil
+}

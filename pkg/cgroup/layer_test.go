@@ -1,0 +1,308 @@
+package cgroup
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+)
+
+// spellings are the calls by which a socket can get to the endpoint, by family.
+var spellings = map[imds.Family][]string{
+	imds.IPv4: {
+		"tcp 169.254.169.254:80", "tcp 169.254.169.254:8080", "udp 169.254.169.254:80", "udp-sendto 169.254.169.254:80",
+		"fastopen 169.254.169.254:80", "mptcp 169.254.169.254:80",
+		"tcp [::ffff:169.254.169.254]:80", "udp [::ffff:169.254.169.254]:80", "udp-sendto [::ffff:169.254.169.254]:80",
+		"fastopen [::ffff:169.254.169.254]:80", "mptcp [::ffff:169.254.169.254]:80",
+	},
+	imds.IPv6: {
+		"tcp [fd00:ec2::254]:80", "udp [fd00:ec2::254]:80", "udp-sendto [fd00:ec2::254]:80", "fastopen [fd00:ec2::254]:80",
+		"mptcp [fd00:ec2::254]:80",
+	},
+}
+
+// Every spelling of the endpoint is refused to a pod, and to nobody else; nothing else is refused.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, f := range imds.Families {
+		w.mustAll(w.pod.Namespace, f, "sent", "without the layer")
+		w.must(f, layer.Missing, "the counter is not pinned")
+		w.repair(f)
+		found := w.must(f, layer.Enforced, "")
+		if len(found.Rules) != len(hooksOf(f)) || !found.SocketsOnly || found.Place != w.pods {
+			t.Errorf("%s: read back: %+v", f, found.Reading)
+		}
+		w.mustAll(w.pod.Namespace, f, "EPERM", "with it")
+		if blocked := w.look(f).Blocked; blocked != uint64(len(spellings[f])) {
+			t.Errorf("%s: %d calls counted of %d", f, blocked, len(spellings[f]))
+		}
+		w.mustAll(w.Host(), f, "sent", "a pod in the node's network namespace")
+	}
+	others := []string{
+		"tcp 169.254.169.253:80", "udp-sendto 169.254.169.123:80", "tcp [fd00:ec2::253]:80", "udp [fd00:ec2::23]:80", "tcp 192.0.2.1:80",
+	}
+	if got := w.try(w.pod.Namespace, others...); slices.ContainsFunc(got, func(s string) bool { return s != "sent" }) {
+		t.Errorf("calls to others: %q", got)
+	}
+}
+
+// What is lost is seen and put back; while somebody holds the links, the loss of a pin opens nothing.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, f := range imds.Families {
+		w.repair(f)
+		w.must(f, layer.Enforced, "")
+		hooks := hooksOf(f)
+		first, second := hooks[0], hooks[1]
+		for _, loss := range []struct{ how, detail string }{
+			{"rm " + pinOf(f, first, "link"), first.name + ": no link is pinned"},
+			{"rm " + pinOf(f, first, "program"), first.name + ": its program is not pinned"},
+			{"rm " + counterOf(f), "the counter is not pinned"},
+			{"rm -r " + pins, "the counter is not pinned"},
+			{
+				fmt.Sprintf("mv %s %s", pinOf(f, second, "program"), pinOf(f, first, "program")),
+				first.name + ": its program is another one; " + second.name + ": its program is not pinned",
+			},
+			{fmt.Sprintf("mv %s %s", pinOf(f, second, "link"), pinOf(f, first, "link")), first.name + ": its link is not attached there"},
+			{fmt.Sprintf("mv %s %s", counterOf(f), pinOf(f, first, "link")), "the counter is not pinned"},
+		} {
+			before := w.look(f).Blocked
+			w.sh("%s", loss.how)
+			w.must(f, layer.Missing, loss.detail)
+			w.mustAll(w.pod.Namespace, f, "EPERM", "after "+loss.how)
+			w.repair(f)
+			if now := w.must(f, layer.Enforced, "").Blocked; now < before {
+				t.Errorf("%s: after %s the count went from %d to %d", f, loss.how, before, now)
+			}
+			w.mustAll(w.pod.Namespace, f, "EPERM", "repaired after "+loss.how)
+		}
+	}
+}
+
+// A link that somebody has detached is found and another put in its place.
+func TestDetached(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, f := range imds.Families {
+		w.repair(f)
+		h := hooksOf(f)[0]
+		err := w.Host().Do(func() error {
+			l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil)
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			return l.Detach()
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.must(f, layer.Missing, h.name+": its link is not attached there")
+		if got := w.try(w.pod.Namespace, spellings[f][0]); got[0] != "sent" {
+			t.Errorf("%s: with the link detached: %q", f, got)
+		}
+		w.repair(f)
+		w.must(f, layer.Enforced, "")
+		w.mustAll(w.pod.Namespace, f, "EPERM", "after the repair")
+	}
+}
+
+// The end of the agent leaves everything in force, and the next one finds it so, with what was counted.
+func TestOutlivesTheAgent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, f := range imds.Families {
+		w.repair(f)
+		w.mustAll(w.pod.Namespace, f, "EPERM", "while the agent runs")
+		w.letGo()
+		w.mustAll(w.pod.Namespace, f, "EPERM", "after its end")
+		if blocked := w.must(f, layer.Enforced, "").Blocked; blocked != uint64(2*len(spellings[f])) {
+			t.Errorf("%s: %d counted", f, blocked)
+		}
+	}
+}
+
+// The programs of another version are replaced in their links, without one call in between that is let through.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	f := imds.IPv4
+	w.repair(f)
+	ids := func() (list []link.ID) {
+		err := w.Host().Do(func() error {
+			for _, h := range hooksOf(f) {
+				l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil)
+				if err != nil {
+					return err
+				}
+				is, err := l.Info()
+				if err != nil {
+					return err
+				}
+				list = append(list, is.ID)
+				l.Close()
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	links := ids()
+	var asking sync.WaitGroup
+	done := make(chan struct{})
+	asking.Go(func() {
+		for many := slices.Repeat(spellings[f], 20); ; {
+			select {
+			case <-done:
+				return
+			default:
+				results, err := w.SocketCalls(w.pod.Namespace, many...)
+				if err != nil || slices.ContainsFunc(results, func(s string) bool { return s != "EPERM" }) {
+					t.Errorf("during the upgrade: %v, %q", err, results)
+					return
+				}
+			}
+		}
+	})
+	for range 20 {
+		// Of another version: for another node's namespace, by which it refuses pods here as well.
+		err := w.Host().Do(func() error {
+			at, err := os.Open(w.pods)
+			if err != nil {
+				return err
+			}
+			defer at.Close()
+			counter, err := openCounter(f)
+			if err != nil {
+				return err
+			}
+			defer counter.Close()
+			for _, h := range hooksOf(f) {
+				if _, err := putHook(f, h, at, 12345, counter, w.layers[f].alive(h, at)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.letGo() // the old version's agent ends
+		w.must(f, layer.Missing, "connect4: its program is another one")
+		w.repair(f)
+		w.must(f, layer.Enforced, "")
+	}
+	close(done)
+	asking.Wait()
+	if now := ids(); !slices.Equal(now, links) {
+		t.Errorf("the links are %v and were %v", now, links)
+	}
+}
+
+// Neither a program of a container's own, nor a cgroup further down, nor a namespace of its own gets a pod out of it.
+func TestNoEscape(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.repair(imds.IPv4)
+	container := filepath.Join(w.pods, "pod1", "container")
+	allow, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "Apache-2.0",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer allow.Close()
+	own, err := link.AttachCgroup(link.CgroupOptions{Path: container, Attach: ebpf.AttachCGroupInet4Connect, Program: allow})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	w.mustAll(w.pod.Namespace, imds.IPv4, "EPERM", "with a program of the container's own")
+	// In a network namespace of its own no way leads there: a refusal comes first all the same.
+	other, err := w.AddPod("eni0123456789b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mustAll(other.Namespace, imds.IPv4, "EPERM", "in another network namespace")
+}
+
+// Where it can't be had, it says why, and a directory that was given and is not there is no such case.
+func TestNotToBeHad(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.sh("while umount /sys/fs/bpf 2>/dev/null; do :; done") // there may be another below
+	w.must(imds.IPv4, layer.Unsupported, "no bpffs is mounted at /sys/fs/bpf")
+	w.layers[imds.IPv4] = New(imds.IPv4, "/sys/fs/cgroup/no/such/cgroup")
+	w.must(imds.IPv4, layer.Unknown, "no such file or directory")
+	w.layers[imds.IPv4] = New(imds.IPv4, "/tmp")
+	w.must(imds.IPv4, layer.Unknown, "/tmp is in no cgroup v2")
+	err := w.layers[imds.IPv4].Repair(policy.Policy{}, layer.Finding{})
+	if err == nil || !strings.Contains(err.Error(), "not one of its looks") {
+		t.Errorf("repairing what nobody looked at: %v", err)
+	}
+}
+
+// The directory is found by the names that the kubelet's drivers give it, also below a root of its own.
+func TestFind(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	root := filepath.Join(w.pods, "root")
+	// Each comes before the ones that are there by then.
+	for _, below := range []string{"kubelet.slice/kubelet-kubepods.slice", "a/b/kubepods", "kubelet/kubepods", "kubepods", "kubepods.slice"} {
+		want := filepath.Join(root, below)
+		if err := os.MkdirAll(want, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if found, err := findBelow([]string{filepath.Join(root, "nowhere"), root}); err != nil || found != want {
+			t.Errorf("with %s: %q, %v", below, found, err)
+		}
+	}
+	if _, err := findBelow([]string{"/tmp"}); err == nil || !strings.Contains(err.Error(), "no cgroup v2 is mounted") {
+		t.Errorf("without cgroup v2: %v", err)
+	}
+}
+
+// Cleanup leaves nothing of ours and everything of others; twice is fine, and an agent that still holds the links is no reason
+// to leave them.
+func TestCleanup(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	clean := func(f imds.Family) (removed []string) {
+		t.Helper()
+		if err := w.Host().Do(func() (err error) { removed, err = Cleanup(f); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return removed
+	}
+	w.sh("mkdir /sys/fs/bpf/others")
+	for _, f := range imds.Families {
+		w.repair(f)
+		w.must(f, layer.Enforced, "")
+	}
+	for _, f := range imds.Families {
+		if got := clean(f); len(got) != len(hooksOf(f)) {
+			t.Errorf("%s: removed %q", f, got)
+		}
+		w.mustAll(w.pod.Namespace, f, "sent", "after the cleanup")
+		if got := clean(f); len(got) != 0 {
+			t.Errorf("%s: removed again: %q", f, got)
+		}
+	}
+	w.sh("test ! -e %s; test -e /sys/fs/bpf/others", pins)
+}

@@ -1,0 +1,87 @@
+// Where pods are: the cgroup v2 directory below which each pod has its own.
+
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// roots are where the node's cgroup v2 may be mounted: where the manifests put it, on a node with cgroup v2 alone, and beside
+// cgroup v1.
+var roots = []string{"/host/sys/fs/cgroup", "/sys/fs/cgroup", "/host/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified"}
+
+// names are those of the directory for pods, by the kubelet's driver: systemd, cgroupfs, and systemd with a `cgroupRoot`
+// (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
+var names = []string{"kubepods.slice", "kubepods", "*-kubepods.slice"}
+
+// find returns the directory. given is the user's word for it; empty, it is looked for, also below a kubelet's `cgroupRoot`.
+func find(given string) (string, error) {
+	if given != "" {
+		if err := isCgroup2(given); err != nil {
+			return "", err
+		}
+		return given, nil
+	}
+	return findBelow(roots)
+}
+
+func findBelow(roots []string) (string, error) {
+	mounted := false
+	for _, root := range roots {
+		if isCgroup2(root) != nil {
+			continue
+		}
+		mounted = true
+		for _, name := range names {
+			for _, pattern := range []string{name, "*/" + name, "*/*/" + name} {
+				if found, _ := filepath.Glob(filepath.Join(root, pattern)); len(found) > 0 {
+					return found[0], nil
+				}
+			}
+		}
+	}
+	if !mounted {
+		return "", errors.New("no cgroup v2 is mounted")
+	}
+	return "", fmt.Errorf("no cgroup v2 directory of pods (%s or %s) was found; if there is one, name it by --pods-cgroup", names[0], names[1])
+}
+
+func isCgroup2(directory string) error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(directory, &s); err != nil {
+		return &fs.PathError{Op: "statfs", Path: directory, Err: err}
+	}
+	if s.Type != unix.CGROUP2_SUPER_MAGIC {
+		return fmt.Errorf("%s is in no cgroup v2", directory)
+	}
+	return nil
+}
+
+// idOf is the cgroup's id: its directory's inode (kernel/cgroup, kernfs on 64 bits).
+func idOf(directory *os.File) (uint64, error) {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(directory.Fd()), &s); err != nil {
+		return 0, &fs.PathError{Op: "fstat", Path: directory.Name(), Err: err}
+	}
+	return s.Ino, nil
+}
+
+// nodeCookie names the node's network namespace, which must be that of the calling thread (SO_NETNS_COOKIE, Linux 5.14).
+func nodeCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("opening a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("reading the network namespace's cookie: %w", err)
+	}
+	return cookie, nil
+}
