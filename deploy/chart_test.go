@@ -203,6 +203,17 @@ func TestValues(t *testing.T) {
 				`"--kubernetes=on","--metrics-bind-address=:9999","--health-bind-address=127.0.0.1:9998",` +
 				`"--web-config-file=/etc/imds-guard/web/web-config.yml","--log-level=debug","--log-format=text"]`}},
 		},
+		{
+			"the layer of sockets", []string{"agent.layers={iptables,route,cgroup}", "agent.podsCgroup=/host/sys/fs/cgroup/pods", "hardened=true"},
+			[]check{
+				args(`,"--layers=iptables,route,cgroup","--pods-cgroup=/host/sys/fs/cgroup/pods"`),
+				{agent + "securityContext capabilities add", `["NET_ADMIN","NET_RAW","BPF"]`},
+				{agent + "volumeMounts bpffs", `{"mountPath":"/sys/fs/bpf","name":"bpffs"}`},
+				{agent + "volumeMounts cgroup", `{"mountPath":"/host/sys/fs/cgroup","name":"cgroup","readOnly":true}`},
+				{pod + "volumes bpffs hostPath", `{"path":"/sys/fs/bpf"}`},
+				{pod + "volumes cgroup hostPath", `{"path":"/sys/fs/cgroup"}`},
+			},
+		},
 		{"unquoted on", []string{"agent.kubernetes=true"}, []check{args(`,"--kubernetes=on"`)}},
 		{
 			"metrics on the node alone", []string{"agent.metricsBindAddress=127.0.0.1:9200"},
@@ -398,7 +409,8 @@ func TestWrongValues(t *testing.T) {
 		{"agent.interface=eni+", "/agent/interface"},
 		{"agent.interface={}", "/agent/interface"},
 		{"agent.layers={}", "/agent/layers"},
-		{"agent.layers={route,cgroup}", "/agent/layers/1"},
+		{"agent.layers={route,flow}", "/agent/layers/1"},
+		{"agent.podsCgroup=kubepods", "/agent/podsCgroup"},
 		{"agent.interface={eni+,a/b}", "/agent/interface/1"},
 		{"agent.interface={+}", "/agent/interface/0"},
 		{"agent.interface={abcdefghijklmno+}", "/agent/interface/0"},

@@ -41,9 +41,12 @@ const (
 const addresses = `{"name":"POD_IP","valueFrom":{"fieldRef":{"fieldPath":"status.podIP"}}},` +
 	`{"name":"HOST_IP","valueFrom":{"fieldRef":{"fieldPath":"status.hostIP"}}}`
 
+// bpffsMount is where the programs of the layer cgroup are pinned.
+const bpffsMount = `,{"mountPath":"/sys/fs/bpf","name":"bpffs"}`
+
 // editsNode is what holds for both DaemonSets and their container that edits
 // the node's iptables.
-func editsNode(set, name, container, securityContext string) []check {
+func editsNode(set, name, container, securityContext, moreMounts string) []check {
 	const ns = "Namespace/imds-guard metadata labels pod-security.kubernetes.io/"
 	p := set + "spec template spec "
 	c := p + container + " "
@@ -79,7 +82,7 @@ func editsNode(set, name, container, securityContext string) []check {
 		{c + "command", `null`}, // the image's entrypoint
 		{c + "securityContext", securityContext},
 		{c + "volumeMounts", `[{"mountPath":"/run/xtables.lock","name":"xtables-lock"},` + modulesMount +
-			`{"mountPath":"/run/imds-guard","name":"state"}]`},
+			`{"mountPath":"/run/imds-guard","name":"state"}` + moreMounts + `]`},
 		{c + "resources", `{"limits":{"memory":"128Mi"},"requests":{"cpu":"10m","memory":"32Mi"}}`},
 	}
 }
@@ -88,7 +91,7 @@ func editsNode(set, name, container, securityContext string) []check {
 func agentChecks(securityContext string) []check {
 	const byAgent = `"request.userInfo.username == 'system:serviceaccount:imds-guard:imds-guard'"`
 	subject := `[{"kind":"ServiceAccount","name":"imds-guard","namespace":"imds-guard"}]`
-	return append(editsNode(daemonSet, "imds-guard", "containers imds-guard", securityContext), []check{
+	return append(editsNode(daemonSet, "imds-guard", "containers imds-guard", securityContext, ""), []check{
 		// A token for the agent's pod and for no other.
 		{"ServiceAccount/imds-guard metadata namespace", `"imds-guard"`},
 		{"ServiceAccount/imds-guard automountServiceAccountToken", `false`},
@@ -153,7 +156,8 @@ func TestManifests(t *testing.T) {
 		{
 			file:  "cleanup.yaml",
 			kinds: []string{"Namespace/imds-guard", "DaemonSet/imds-guard-cleanup"},
-			checks: append(editsNode(cleanupSet, "imds-guard-cleanup", "initContainers cleanup", privileged), []check{
+			checks: append(editsNode(cleanupSet, "imds-guard-cleanup", "initContainers cleanup", privileged, bpffsMount), []check{
+				{cleanupPod + "volumes bpffs hostPath", `{"path":"/sys/fs/bpf"}`},
 				{cleanupPod + "automountServiceAccountToken", `false`},
 				{cleanupPod + "initContainers cleanup args", `["cleanup"]`},
 				{cleanupPod + "containers pause image", `"ghcr.io/imds-guard/imds-guard:v0.1.0"`},

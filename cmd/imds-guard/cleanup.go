@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imds-guard/imds-guard/pkg/agent"
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -23,7 +24,7 @@ func newCleanup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Removes everything that imds-guard ever installed here, and nothing else; stop the agent first",
-		Long: "Removes the policy rules, routes and links of the route layer; and from both iptables backends every rule that\n" +
+		Long: "Removes the policy rules, routes and links of the route layer; the programs of the cgroup layer; and from both iptables backends every rule that\n" +
 			"imds-guard writes for the interface patterns given, and for those that were ever in use on this node since it booted\n" +
 			"(" + rules.RecordDir + "). Twice is fine.",
 		Args: cobra.NoArgs,
@@ -74,12 +75,17 @@ func remove(out io.Writer, patterns []ifpattern.Pattern) (found bool, err error)
 		found = true
 		fmt.Fprintf(out, "removed %d %s (%s, iptables-%s)\n", r.Copies, plural(r.Copies, "rule"), r.Family, r.Backend)
 	}
-	for _, f := range imds.Families {
-		pieces, err := route.Cleanup(f)
-		errs = append(errs, err)
-		if len(pieces) > 0 {
-			found = true
-			fmt.Fprintf(out, "removed %s (%s, %s)\n", strings.Join(pieces, ", "), f, route.LayerName)
+	for _, l := range []struct {
+		name    string
+		cleanup func(imds.Family) ([]string, error)
+	}{{route.LayerName, route.Cleanup}, {cgroup.LayerName, cgroup.Cleanup}} {
+		for _, f := range imds.Families {
+			pieces, err := l.cleanup(f)
+			errs = append(errs, err)
+			if len(pieces) > 0 {
+				found = true
+				fmt.Fprintf(out, "removed %s (%s, %s)\n", strings.Join(pieces, ", "), f, l.name)
+			}
 		}
 	}
 	return found, errors.Join(errs...)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/route"
@@ -19,7 +20,7 @@ func newRules() *cobra.Command {
 	options := config.NewOptions()
 	cmd := &cobra.Command{
 		Use:   "rules",
-		Short: "Prints what it would enforce: rules in iptables-save form, one block a family, and routes as comments",
+		Short: "Prints what it would enforce: rules in iptables-save form, one block a family, routes and BPF programs as comments",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()
@@ -33,6 +34,9 @@ func newRules() *cobra.Command {
 				}
 				if slices.Contains(c.Layers, route.LayerName) {
 					fmt.Fprintf(cmd.OutOrStdout(), "# %s\n", strings.Join(route.Commands(f), "\n# "))
+				}
+				if slices.Contains(c.Layers, cgroup.LayerName) {
+					fmt.Fprintf(cmd.OutOrStdout(), "# BPF programs at the pods' cgroup: %s\n", strings.Join(cgroup.Hooks(f), ", "))
 				}
 			}
 			return nil

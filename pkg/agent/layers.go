@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -17,7 +18,9 @@ import (
 )
 
 // states are those of each layer, by its name.
-var states = map[string][]layer.State{rules.LayerName: rules.States, route.LayerName: route.States}
+var states = map[string][]layer.State{
+	rules.LayerName: rules.States, route.LayerName: route.States, cgroup.LayerName: cgroup.States,
+}
 
 // newLayers makes the layers that were asked for, in each family, without touching the node; recorded is the backend that
 // an agent on this node was using last. selector is nil if iptables is not among them or can't be had; the latter is an error
@@ -37,6 +40,8 @@ func newLayers(c config.Config, recorded rules.Backend) (layers []guard.Layer, s
 			}
 		case route.LayerName:
 			newLayer = func(f imds.Family) guard.Layer { return route.New(f) }
+		case cgroup.LayerName:
+			newLayer = func(f imds.Family) guard.Layer { return cgroup.New(f, c.PodsCgroup) }
 		default:
 			return nil, nil, fmt.Errorf("making the layer %s: nobody knows how", name)
 		}

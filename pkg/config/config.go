@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/route"
@@ -26,7 +28,10 @@ type Config struct {
 	// Interfaces has at least one pattern, and none twice.
 	Interfaces []ifpattern.Pattern
 	// Layers has at least one name, and none twice.
-	Layers  []string
+	Layers []string
+	// PodsCgroup is the cgroup v2 directory below which pods live; empty if it is to be looked for.
+	PodsCgroup string
+
 	Backend rules.Backend
 	Verdict policy.Verdict
 	Resync  time.Duration
@@ -49,8 +54,12 @@ type Config struct {
 // Policy is what the configuration asks for.
 func (c Config) Policy() policy.Policy { return policy.New(c.Interfaces, c.Verdict) }
 
-// layers are the names of all that there are.
-var layers = []string{rules.LayerName, route.LayerName}
+// layers are the names of all that there are, defaultLayers of those that are kept unless others are asked for: what a socket
+// is refused, a pod may yet send by other ways, so that the layer of sockets is for those who have reason to ask for it.
+var (
+	layers        = []string{rules.LayerName, route.LayerName, cgroup.LayerName}
+	defaultLayers = layers[:2]
+)
 
 // The bounds of the resync period: shorter, and looking costs more than repairing; longer, and "at the latest" means
 // nothing.
@@ -78,6 +87,7 @@ type Options struct {
 	file           string
 	interfaces     []string
 	layers         []string
+	podsCgroup     string
 	backend        string
 	verdict        string
 	resync         time.Duration
@@ -99,8 +109,10 @@ func NewOptions() *Options {
 	f := o.flags
 	f.StringSliceVar(&o.interfaces, "interface", []string{"eni+"},
 		"pod-side interface `pattern`, iptables syntax (a trailing + is a wildcard); repeat or separate by commas")
-	f.StringSliceVar(&o.layers, "layers", layers,
+	f.StringSliceVar(&o.layers, "layers", defaultLayers,
 		"the `layers` to keep in force, separated by commas: what one of them lets by, another stops")
+	f.StringVar(&o.podsCgroup, "pods-cgroup", "",
+		"the cgroup v2 `directory` below which pods live, for the layer cgroup (default: found by itself)")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
 	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
@@ -140,6 +152,7 @@ func (o *Options) Load() (Config, error) {
 		Verdict: policy.Verdict(o.verdict),
 		Resync:  o.resync,
 
+		PodsCgroup:    o.podsCgroup,
 		HealthAddress: o.healthAddress,
 		WebConfigFile: o.webConfigFile,
 		Kubernetes:    Use(o.kubernetes),
@@ -171,7 +184,14 @@ func (o *Options) Load() (Config, error) {
 		}
 	}
 	if len(o.layers) == 0 {
-		wrong("layers", "no layer is given; use %s", strings.Join(layers, ","))
+		wrong("layers", "no layer is given; use %s", strings.Join(defaultLayers, ","))
+	} else if slices.Equal(c.Layers, []string{cgroup.LayerName}) {
+		wrong("layers", "%s alone closes no path, only sockets; add %s", cgroup.LayerName, strings.Join(defaultLayers, ","))
+	}
+	if c.PodsCgroup != "" && !filepath.IsAbs(c.PodsCgroup) {
+		wrong("pods-cgroup", "%q is no absolute path; write one, such as /sys/fs/cgroup/kubepods.slice", c.PodsCgroup)
+	} else if c.PodsCgroup != "" && !slices.Contains(c.Layers, cgroup.LayerName) {
+		wrong("pods-cgroup", "only the layer %s has a use for it; add it to --layers, or leave --pods-cgroup out", cgroup.LayerName)
 	}
 	if !slices.Contains(rules.Backends, c.Backend) {
 		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))

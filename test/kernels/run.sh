@@ -11,7 +11,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 export CGO_ENABLED=0
 go build -o "$dir/imds-guard" ./cmd/imds-guard
-for package in pkg/netfilter pkg/rules pkg/route test/agent; do
+for package in pkg/netfilter pkg/rules pkg/route pkg/cgroup test/agent; do
   go test -c -tags kernels -o "$dir/$(basename $package).test" ./$package
 done
 cat >"$dir/test.sh" <<'TEST'
@@ -23,9 +23,10 @@ run() { # NAME ARGUMENT…
   "/$name.test" -test.timeout 20m "$@" || failed=1
 }
 run route
+run cgroup
 run netfilter
 run rules -test.run 'TestUnsupported|TestSelector|TestCleanupOfOurOwnTable'
-run agent -storm.time 30s -test.run 'DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|Paths|BesideTheVPCCNI|TestUpgrade|CutByTheRoute|TamperStorm'
+run agent -storm.time 30s -test.run 'Sockets|DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|Paths|BesideTheVPCCNI|TestUpgrade|CutByTheRoute|TamperStorm'
 exit $failed
 TEST
 booted=() failed=0

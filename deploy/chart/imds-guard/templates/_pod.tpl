@@ -51,11 +51,14 @@ imagePullSecrets:
 # containers (Bottlerocket, RHEL) denies the node's files mounted below; and
 # without SYS_MODULE and /lib/modules, iptables-legacy works only where ip_tables
 # and ip6_tables are loaded already.
+{{- if has "cgroup" .Values.agent.layers }}
+# The layer cgroup loads BPF programs, which takes BPF.
+{{- end }}
 privileged: false
 allowPrivilegeEscalation: false
 capabilities:
   drop: [ALL]
-  add: [NET_ADMIN, NET_RAW]
+  add: [NET_ADMIN, NET_RAW{{ if has "cgroup" .Values.agent.layers }}, BPF{{ end }}]
 seccompProfile:
   type: RuntimeDefault
 {{- else -}}
@@ -104,4 +107,17 @@ readOnlyRootFilesystem: true
   hostPath:
     path: /run/imds-guard
     type: DirectoryOrCreate
+{{- end }}
+
+{{- define "imds-guard.bpffsMount" -}}
+- name: bpffs
+  mountPath: /sys/fs/bpf
+{{- end }}
+
+{{- define "imds-guard.bpffs" -}}
+# Where the programs of the layer cgroup are pinned, which have to outlive the
+# pod.
+- name: bpffs
+  hostPath:
+    path: /sys/fs/bpf
 {{- end }}

@@ -1,0 +1,119 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+// threeLayers is a node on which the layer of sockets is asked for beside the others. extra are the flags for it.
+func threeLayers(t *testing.T) (n *node, extra []string) {
+	t.Helper()
+	n = newNode(t)
+	n.layers = strings.Join([]string{rules.LayerName, route.LayerName, cgroup.LayerName}, ",")
+	pods, err := n.PodsCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, []string{"--pods-cgroup", pods}
+}
+
+func (n *node) calls(in *testnode.Namespace) (results []string) {
+	n.t.Helper()
+	results, err := n.SocketCalls(in, "tcp 169.254.169.254:80", "udp-sendto 169.254.169.254:80", "tcp [fd00:ec2::254]:80", "udp [fd00:ec2::254]:80")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return results
+}
+
+func allAre(results []string, want string) bool {
+	return !slices.ContainsFunc(results, func(s string) bool { return s != want })
+}
+
+// Sockets are refused at once, also where packets would never come to FORWARD, and after the agent's end; cleanup gives
+// everything back. What is lost is put back and counted; it is no outage, since packets are stopped by others.
+func TestSockets(t *testing.T) {
+	t.Parallel()
+	n, extra := threeLayers(t)
+	n.sh("ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 netns %s", n.pod.Path())
+	out, err := n.pod.Command(context.Background(), "sh", "-ec", "ip addr add 10.0.0.99/24 dev mv0; ip link set mv0 up; "+
+		"ip route add 169.254.169.254 via 10.0.0.1 dev mv0").CombinedOutput()
+	if err != nil {
+		t.Fatalf("a macvlan for the pod: %v\n%s", err, out)
+	}
+	arrivals := countArrivals(t, n)
+	eventually(t, "the macvlan leads to the endpoint", func() bool { return allAre(n.calls(n.pod.Namespace), "sent") && arrivals() > 0 })
+
+	args := append(extra, "--backend", "nft", "--resync-period", "200ms")
+	a := n.startReady(args...)
+	series := func(name, family, more string) string {
+		return fmt.Sprintf(`imds_guard_%s{family="%s",layer="cgroup"%s}`, name, family, more)
+	}
+	inForce := func() bool {
+		return a.metric("imds_guard_degraded") == 0 && a.metric(series("rule_state", "ipv4", `,state="enforced"`)) == 1 &&
+			a.metric(series("rule_state", "ipv6", `,state="enforced"`)) == 1
+	}
+	eventually(t, "all layers are in force", inForce)
+	if got := n.calls(n.pod.Namespace); !allAre(got, "EPERM") {
+		t.Errorf("a pod's calls end in %q", got)
+	}
+	if got := n.calls(n.Host()); !allAre(got, "sent") {
+		t.Errorf("those of a hostNetwork pod end in %q", got)
+	}
+	for _, f := range []string{"ipv4", "ipv6"} {
+		eventually(t, "refused calls are counted", func() bool { return a.metric(series("blocked_packets_total", f, "")) == 2 })
+	}
+	code, stdout, stderr := n.guard(append([]string{"check"}, append(extra, "--backend", "nft")...)...)
+	if code != 0 || !strings.Contains(stdout, "cgroup ipv6    enforced") || !strings.Contains(stdout, "connect6-mapped at "+extra[1]) {
+		t.Errorf("check ends with %d and says\n%s%s", code, stdout, stderr)
+	}
+
+	n.sh("rm -r /sys/fs/bpf/imds-guard")
+	eventually(t, "what was lost is counted", func() bool {
+		return a.metric(series("drift_total", "ipv4", `,reason="missing"`)) == 1 && a.metric(series("drift_total", "ipv6", `,reason="missing"`)) == 1
+	})
+	eventually(t, "and put back", inForce)
+	if a.metric("imds_guard_protected") != 1 {
+		t.Error("without the pins the node was not protected")
+	}
+
+	a.kill()
+	if got := n.calls(n.pod.Namespace); !allAre(got, "EPERM") {
+		t.Errorf("after the agent's end a pod's calls end in %q", got)
+	}
+	if code, stdout, stderr := n.guard("cleanup"); code != 0 ||
+		!strings.Contains(stdout, "removed connect4, sendmsg4, connect6-mapped, sendmsg6-mapped (ipv4, cgroup)") {
+		t.Errorf("cleanup ends with %d and says\n%s%s", code, stdout, stderr)
+	}
+	if got := n.calls(n.pod.Namespace); !allAre(got, "sent") {
+		t.Errorf("after the cleanup a pod's calls end in %q", got)
+	}
+}
+
+// A node without cgroup v2 can't have the layer. That is said once, and degrades nothing.
+func TestNoCgroup2(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.sh("umount -l /sys/fs/cgroup")
+	n.layers = strings.Join([]string{route.LayerName, cgroup.LayerName}, ",")
+	a := n.startReady("--resync-period", "100ms")
+	for _, v := range variants[:2] {
+		series := fmt.Sprintf(`imds_guard_rule_state{family="%s",layer="cgroup",state="%s"}`, v.family, layer.Unsupported)
+		eventually(t, "it is unsupported", func() bool { return a.metric(series) == 1 })
+	}
+	if a.metric("imds_guard_degraded") != 0 || a.metric("imds_guard_protected") != 1 {
+		t.Error("what the node can't have degrades it")
+	}
+	if got := a.log.Count("can't have this layer", "layer=cgroup", "family=ipv6", "no cgroup v2 is mounted"); got != 1 {
+		t.Errorf("%d lines say so", got)
+	}
+}
