@@ -112,6 +112,7 @@ for family in 4 6; do
   ip -$family route flush table 169254 2>/dev/null || true
   ip link del imds-guard$family 2>/dev/null || true
 done
+rm -rf /sys/fs/bpf/imds-guard
 `)
 }
 

@@ -182,9 +182,10 @@ func (n *Node) waitCleanup(t *testing.T) {
 	})
 }
 
-// noRules fails the test if a rule, a route or a link about the metadata service is left.
+// noRules fails the test if a rule, a route, a link or a program about the metadata service is left.
 func (n *Node) noRules(t *testing.T) {
 	t.Helper()
+	n.Exec(t, "test", "!", "-e", "/sys/fs/bpf/imds-guard")
 	for _, family := range []string{"iptables-nft", "ip6tables-nft"} {
 		rules := n.Exec(t, family, "-S", "FORWARD")
 		if strings.Contains(rules, imdsIP) || strings.Contains(rules, "fd00:ec2::254") {

@@ -10,9 +10,14 @@ hostname "$node"
 # --- mounts: the /sys of this network namespace, cgroups from our own downwards, a /run that a reboot empties
 mount --make-rshared /
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys
+mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf /sys/fs/bpf
 mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
 while IFS=: read -r id controllers _; do
-  [[ $id != 0 ]] || continue # cgroup v2
+  if [[ $id = 0 ]]; then # version 2, beside the others: runc puts containers there as well
+    mkdir /sys/fs/cgroup/unified
+    mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup/unified
+    continue
+  fi
   directory=/sys/fs/cgroup/${controllers#name=}
   mkdir "$directory"
   mount -t cgroup -o "${controllers/name=systemd/none,name=systemd}" cgroup "$directory"
