@@ -208,7 +208,7 @@ func TestValues(t *testing.T) {
 			[]check{
 				args(`,"--layers=iptables,route,cgroup","--pods-cgroup=/host/sys/fs/cgroup/pods"`),
 				{agent + "securityContext capabilities add", `["NET_ADMIN","NET_RAW","BPF"]`},
-				{agent + "volumeMounts bpffs", `{"mountPath":"/sys/fs/bpf","name":"bpffs"}`},
+				{agent + "volumeMounts bpffs", `{"mountPath":"/host/sys/fs/bpf","name":"bpffs"}`},
 				{agent + "volumeMounts cgroup", `{"mountPath":"/host/sys/fs/cgroup","name":"cgroup","readOnly":true}`},
 				{pod + "volumes bpffs hostPath", `{"path":"/sys/fs/bpf"}`},
 				{pod + "volumes cgroup hostPath", `{"path":"/sys/fs/cgroup"}`},

@@ -42,7 +42,7 @@ const addresses = `{"name":"POD_IP","valueFrom":{"fieldRef":{"fieldPath":"status
 	`{"name":"HOST_IP","valueFrom":{"fieldRef":{"fieldPath":"status.hostIP"}}}`
 
 // bpffsMount is where the programs of the layer cgroup are pinned.
-const bpffsMount = `,{"mountPath":"/sys/fs/bpf","name":"bpffs"}`
+const bpffsMount = `,{"mountPath":"/host/sys/fs/bpf","name":"bpffs"}`
 
 // editsNode is what holds for both DaemonSets and their container that edits
 // the node's iptables.

@@ -21,5 +21,5 @@ func mayBPF() error {
 	if has(unix.CAP_SYS_ADMIN) || has(unix.CAP_BPF) && has(unix.CAP_NET_ADMIN) {
 		return nil
 	}
-	return impossible{errors.New("the agent has no CAP_BPF")}
+	return impossible{errors.New("the agent has no CAP_BPF, or no CAP_NET_ADMIN")}
 }

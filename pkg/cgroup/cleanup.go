@@ -27,7 +27,7 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 	_, err = remove(counterOf(f))
 	errs = append(errs, err)
 	// The other family's are in it, too.
-	if err := os.Remove(pins); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+	if err := os.Remove(pins()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -37,15 +37,16 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 }
 
 func removeHook(f imds.Family, h hook) (there bool, err error) {
-	l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil)
-	if err == nil {
-		err = l.Detach()
+	var errs []error
+	// What can't be opened as a link is none, or, without CAP_BPF, goes with the pin unless an agent holds it.
+	if l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil); err == nil {
+		if is, err := l.Info(); err == nil && is.Cgroup() != nil {
+			if err := l.Detach(); !errors.Is(err, link.ErrNotSupported) { // before Linux 5.9
+				errs = append(errs, err)
+			}
+		}
 		l.Close()
 	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, link.ErrNotSupported) || errors.Is(err, fs.ErrPermission) {
-		err = nil // there is none; or, without CAP_BPF or before Linux 5.9, it goes with the pin, unless an agent holds it
-	}
-	errs := []error{err}
 	for _, what := range []string{"link", "program"} {
 		removed, err := remove(pinOf(f, h, what))
 		there = there || removed
@@ -56,13 +57,6 @@ func removeHook(f imds.Family, h hook) (there bool, err error) {
 
 // remove removes a pin, and one that was being made.
 func remove(path string) (there bool, err error) {
-	var errs []error
-	for _, p := range []string{path, path + "-new"} {
-		err := os.Remove(p)
-		there = there || err == nil
-		if !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return there, errors.Join(errs...)
+	_, err = os.Lstat(path)
+	return err == nil, errors.Join(os.RemoveAll(path), os.RemoveAll(path+"-new"))
 }

@@ -58,7 +58,7 @@ func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
 	s, err := l.read()
 	r.Place, r.Blocked = s.directory, l.refused.total
 	switch {
-	case errors.As(err, new(impossible)):
+	case errors.As(err, new(impossible)) && len(l.held) == 0: // or it was possible before, and what is gone comes back
 		r.State, r.Detail = layer.Unsupported, err.Error()
 		return layer.Finding{Reading: r}
 	case err != nil:
@@ -82,10 +82,7 @@ func (l *Layer) read() (s seen, err error) {
 		return s, err
 	}
 	defer at.Close()
-	counter, err := openCounter(l.family)
-	if err != nil {
-		return s, err
-	}
+	counter := openCounter(l.family)
 	if counter == nil { // then no program counts in the right place, either
 		s.missing = hooksOf(l.family)
 		s.why = []string{"the counter is not pinned"}
@@ -115,13 +112,10 @@ func (l *Layer) read() (s seen, err error) {
 // open opens the pods' cgroup, and finds out whether the node can have the layer at all.
 func (l *Layer) open(s *seen) (at *os.File, err error) {
 	if s.directory, err = find(l.given); err != nil {
-		if l.given == "" {
-			err = impossible{err}
-		}
 		return nil, err
 	}
-	if !isBPFFS() {
-		return nil, impossible{fmt.Errorf("no bpffs is mounted at %s", bpffs)}
+	if !isBPFFS(bpffs()) {
+		return nil, impossible{fmt.Errorf("no bpffs is mounted at %s", bpffs())}
 	}
 	if err := mayBPF(); err != nil {
 		return nil, err
@@ -168,7 +162,7 @@ func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 }
 
 func (l *Layer) put(s seen) error {
-	if err := os.MkdirAll(pins, 0o700); err != nil {
+	if err := os.MkdirAll(pins(), 0o700); err != nil {
 		return fmt.Errorf("making a directory for the pins: %w", err)
 	}
 	at, err := os.Open(s.directory)
@@ -176,18 +170,21 @@ func (l *Layer) put(s seen) error {
 		return fmt.Errorf("opening the pods' cgroup: %w", err)
 	}
 	defer at.Close()
-	counter, err := openCounter(l.family)
-	if counter == nil && err == nil {
-		counter, err = makeCounter(l.family)
-	}
-	if err != nil {
-		return err
+	counter := openCounter(l.family)
+	if counter == nil {
+		if counter, err = makeCounter(l.family); err != nil {
+			return err
+		}
 	}
 	defer counter.Close()
 	var errs []error
 	for _, h := range s.missing {
-		put, err := putHook(l.family, h, at, s.node, counter, l.alive(h, at))
+		alive := l.alive(h, at)
+		put, err := putHook(l.family, h, at, s.node, counter, alive)
 		errs = append(errs, err)
+		if alive != nil && alive != put && alive != l.held[h] {
+			alive.Close()
+		}
 		if put != nil && put != l.held[h] {
 			l.hold(h, put)
 		}

@@ -71,7 +71,7 @@ func TestLost(t *testing.T) {
 			{"rm " + pinOf(f, first, "link"), first.name + ": no link is pinned"},
 			{"rm " + pinOf(f, first, "program"), first.name + ": its program is not pinned"},
 			{"rm " + counterOf(f), "the counter is not pinned"},
-			{"rm -r " + pins, "the counter is not pinned"},
+			{"rm -r " + pins(), "the counter is not pinned"},
 			{
 				fmt.Sprintf("mv %s %s", pinOf(f, second, "program"), pinOf(f, first, "program")),
 				first.name + ": its program is another one; " + second.name + ": its program is not pinned",
@@ -187,10 +187,7 @@ func TestUpgrade(t *testing.T) {
 				return err
 			}
 			defer at.Close()
-			counter, err := openCounter(f)
-			if err != nil {
-				return err
-			}
+			counter := openCounter(f)
 			defer counter.Close()
 			for _, h := range hooksOf(f) {
 				if _, err := putHook(f, h, at, 12345, counter, w.layers[f].alive(h, at)); err != nil {
@@ -248,6 +245,13 @@ func TestNotToBeHad(t *testing.T) {
 	w := newWorld(t)
 	w.sh("while umount /sys/fs/bpf 2>/dev/null; do :; done") // there may be another below
 	w.must(imds.IPv4, layer.Unsupported, "no bpffs is mounted at /sys/fs/bpf")
+	w.sh("mount -t bpf bpf /sys/fs/bpf")
+	w.repair(imds.IPv4)
+	w.must(imds.IPv4, layer.Enforced, "")
+	w.sh("umount /sys/fs/bpf")
+	w.must(imds.IPv4, layer.Unknown, "no bpffs is mounted at /sys/fs/bpf") // it was there: that is no node that can't have it
+	w.mustAll(w.pod.Namespace, imds.IPv4, "EPERM", "while the links are held")
+	w.letGo()
 	w.layers[imds.IPv4] = New(imds.IPv4, "/sys/fs/cgroup/no/such/cgroup")
 	w.must(imds.IPv4, layer.Unknown, "no such file or directory")
 	w.layers[imds.IPv4] = New(imds.IPv4, "/tmp")
@@ -258,13 +262,13 @@ func TestNotToBeHad(t *testing.T) {
 	}
 }
 
-// The directory is found by the names that the kubelet's drivers give it, also below a root of its own.
+// The directory is found by the names that the kubelet's drivers give it, also below a root of its own. Of several the one in
+// use is taken, and of several in use none.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	root := filepath.Join(w.pods, "root")
-	// Each comes before the ones that are there by then.
-	for _, below := range []string{"kubelet.slice/kubelet-kubepods.slice", "a/b/kubepods", "kubelet/kubepods", "kubepods", "kubepods.slice"} {
+	for i, below := range []string{"kubelet.slice/kubelet-kubepods.slice", "a/b/kubepods", "kubelet/kubepods", "kubepods", "kubepods.slice"} {
+		root := filepath.Join(w.pods, fmt.Sprint("root", i))
 		want := filepath.Join(root, below)
 		if err := os.MkdirAll(want, 0o755); err != nil {
 			t.Fatal(err)
@@ -273,8 +277,103 @@ func TestFind(t *testing.T) {
 			t.Errorf("with %s: %q, %v", below, found, err)
 		}
 	}
+	root := filepath.Join(w.pods, "root4")
+	live := func(below string) {
+		t.Helper()
+		directory := filepath.Join(root, below)
+		if err := os.MkdirAll(directory, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		in, err := os.Open(directory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		cmd := w.Host().Command(t.Context(), "sleep", "infinity")
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(in.Fd())
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go cmd.Wait()
+	}
+	live("kubelet/kubepods/pod1")
+	if found, err := findBelow([]string{root}); err != nil || found != filepath.Join(root, "kubelet/kubepods") {
+		t.Errorf("beside an empty one: %q, %v", found, err)
+	}
+	live("kubepods.slice/pod2")
+	if found, err := findBelow([]string{root}); err == nil || !strings.Contains(err.Error(), "may be the pods' cgroup; name one by --pods-cgroup") {
+		t.Errorf("with two in use: %q, %v", found, err)
+	}
 	if _, err := findBelow([]string{"/tmp"}); err == nil || !strings.Contains(err.Error(), "no cgroup v2 is mounted") {
 		t.Errorf("without cgroup v2: %v", err)
+	}
+}
+
+// Whatever somebody has put in the place of our pins, it is replaced, and cleaned up.
+func TestOddPins(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	f := imds.IPv4
+	h, other := hooksOf(f)[0], hooksOf(f)[1]
+	at := func(what string) string { return pinOf(f, h, what) }
+	for _, odd := range []string{
+		fmt.Sprintf("mv %s %s", pinOf(f, other, "program"), at("link")),
+		"rm " + at("link") + "; mkdir -p " + at("link") + "/x",
+		"rm " + at("program") + "; mkdir -p " + at("program") + "/x",
+		fmt.Sprintf("mv %s %s", pinOf(f, other, "link"), at("program")),
+		"rm " + counterOf(f) + "; mkdir -p " + counterOf(f) + "/x",
+		fmt.Sprintf("mv %s %s", at("program"), counterOf(f)),
+		"rm " + at("link") + "; mkdir -p " + at("link-new") + "/x",
+	} {
+		w.repair(f)
+		w.must(f, layer.Enforced, "")
+		w.letGo()
+		w.sh("%s", odd)
+		w.must(f, layer.Missing, "")
+		w.repair(f)
+		w.must(f, layer.Enforced, "")
+		w.mustAll(w.pod.Namespace, f, "EPERM", "after "+odd)
+	}
+	w.sh("rm %s; mkdir -p %[1]s/x %s/x", at("link"), at("program-new"))
+	if err := w.Host().Do(func() error { _, err := Cleanup(f); return err }); err != nil {
+		t.Error(err)
+	}
+	w.sh("test ! -e %s", pins())
+}
+
+// A program of somebody's further up, which one of ours would replace for all pods, is left in force.
+func TestOverriding(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	above, err := os.Open(w.pods)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer above.Close()
+	refuse, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "Apache-2.0",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refuse.Close()
+	const allowOverride = 1 // BPF_F_ALLOW_OVERRIDE
+	attach := link.RawAttachProgramOptions{Target: int(above.Fd()), Program: refuse, Attach: ebpf.AttachCGroupInet4Connect, Flags: allowOverride}
+	if err := link.RawAttachProgram(attach); err != nil {
+		t.Fatal(err)
+	}
+	w.layers[imds.IPv4] = New(imds.IPv4, filepath.Join(w.pods, "pod1"))
+	err = w.Host().Do(func() error {
+		l := w.layers[imds.IPv4]
+		return l.Repair(policy.Policy{}, l.Look(policy.Policy{}, nil))
+	})
+	if err == nil || !strings.Contains(err.Error(), "connect4 to "+w.pods+"/pod1: somebody's program at "+w.pods+" would be switched off") {
+		t.Errorf("beside a program that can be overridden: %v", err)
+	}
+	w.must(imds.IPv4, layer.Missing, "connect4: no link is pinned")
+	if got := w.try(w.pod.Namespace, "tcp 192.0.2.1:80"); got[0] != "EPERM" {
+		t.Errorf("their program is not in force any more: %q", got)
 	}
 }
 
@@ -304,5 +403,5 @@ func TestCleanup(t *testing.T) {
 			t.Errorf("%s: removed again: %q", f, got)
 		}
 	}
-	w.sh("test ! -e %s; test -e /sys/fs/bpf/others", pins)
+	w.sh("test ! -e %s; test -e /sys/fs/bpf/others", pins())
 }

@@ -20,17 +20,28 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// Everything below pins is ours. (A name in bpffs has no dots: kernel/bpf/inode.c, bpf_lookup.)
-const (
-	bpffs = "/sys/fs/bpf"
-	pins  = bpffs + "/imds-guard"
-)
+// bpffses are where bpffs may be mounted: where the manifests put the node's, and on the node. (In a container, AppArmor's usual
+// profile keeps /sys/fs/bpf from being written.)
+var bpffses = []string{"/host/sys/fs/bpf", "/sys/fs/bpf"}
 
-func pinOf(f imds.Family, h hook, what string) string {
-	return filepath.Join(pins, fmt.Sprintf("%s-%s-%s", f, h.name, what))
+// bpffs is the one that there is, or else the node's usual one.
+func bpffs() string {
+	for _, path := range bpffses {
+		if isBPFFS(path) {
+			return path
+		}
+	}
+	return bpffses[len(bpffses)-1]
 }
 
-func counterOf(f imds.Family) string { return filepath.Join(pins, string(f)+"-refused") }
+// pins is the directory in it of which everything is ours. (A name in bpffs has no dots: kernel/bpf/inode.c, bpf_lookup.)
+func pins() string { return filepath.Join(bpffs(), "imds-guard") }
+
+func pinOf(f imds.Family, h hook, what string) string {
+	return filepath.Join(pins(), fmt.Sprintf("%s-%s-%s", f, h.name, what))
+}
+
+func counterOf(f imds.Family) string { return filepath.Join(pins(), string(f)+"-refused") }
 
 // readHook says why a hook is not in force at a cgroup; empty if it is. The link that is pinned is returned open, if there is
 // one.
@@ -39,8 +50,8 @@ func readHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Map
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "no link is pinned", nil
 	}
-	if err != nil {
-		return nil, "", fmt.Errorf("opening the link of %s: %w", h.name, err)
+	if err != nil { // something else, in a place of ours: there is no link
+		return nil, fmt.Sprintf("its link can't be opened: %v", err), nil
 	}
 	why, err = judgeHook(f, h, at, node, counter, pinned)
 	if err != nil {
@@ -66,7 +77,7 @@ func judgeHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Ma
 		return "its program is not pinned", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("opening the program: %w", err)
+		return fmt.Sprintf("its program can't be opened: %v", err), nil
 	}
 	defer program.Close()
 	runs, err := program.Info()
@@ -113,30 +124,28 @@ func isWhole(code asm.Instructions, tag string) (bool, error) {
 	return whole, nil
 }
 
-// openCounter opens the count of refused calls; nil if there is none.
-func openCounter(f imds.Family) (*ebpf.Map, error) {
+// openCounter opens the count of refused calls; nil if there is none. Whatever else is there is none.
+func openCounter(f imds.Family) *ebpf.Map {
 	m, err := ebpf.LoadPinnedMap(counterOf(f), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, fmt.Errorf("opening the counter: %w", err)
+		return nil
 	}
-	if m.Type() != ebpf.Array || m.KeySize() != 4 || m.ValueSize() != 8 || m.MaxEntries() != 1 {
+	if m.Type() != ebpf.Array || m.KeySize() != 4 || m.ValueSize() != 8 || m.MaxEntries() != 1 || m.Flags() != 0 {
 		m.Close()
-		return nil, nil // whatever it is, it is made anew
+		return nil
 	}
-	return m, nil
+	return m
 }
 
 // makeCounter makes it and pins it.
 func makeCounter(f imds.Family) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err == nil {
-		err = pin(m, counterOf(f))
-	}
 	if err != nil {
 		return nil, fmt.Errorf("making the counter: %w", err)
+	}
+	if err := pin(m, counterOf(f)); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("pinning the counter: %w", err)
 	}
 	return m, nil
 }
@@ -151,6 +160,9 @@ func putHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Map,
 	defer program.Close()
 	l := alive
 	if l == nil || l.Update(program) != nil {
+		if err := overrides(at, h.at); err != nil {
+			return nil, fmt.Errorf("attaching %s to %s: %w", h.name, at.Name(), err)
+		}
 		l, err = link.AttachRawLink(link.RawLinkOptions{Target: int(at.Fd()), Program: program, Attach: h.at})
 		if err != nil {
 			return nil, fmt.Errorf("attaching %s to %s: %w", h.name, at.Name(), err)
@@ -174,11 +186,16 @@ func putHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Map,
 // that holds a link.
 func pin(what interface{ Pin(path string) error }, path string) error {
 	next := path + "-new"
-	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(next); err != nil {
 		return err
 	}
 	if err := what.Pin(next); err != nil {
 		return err
+	}
+	if is, err := os.Lstat(path); err == nil && is.IsDir() { // nothing of ours, and in the way
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
 	}
 	return os.Rename(next, path)
 }
@@ -197,8 +214,7 @@ func forget(l link.Link) (link.Link, error) {
 	return link.NewFromFD(fd)
 }
 
-// isBPFFS reports whether bpffs is mounted where it is on every node.
-func isBPFFS() bool {
+func isBPFFS(path string) bool {
 	var s unix.Statfs_t
-	return unix.Statfs(bpffs, &s) == nil && s.Type == unix.BPF_FS_MAGIC
+	return unix.Statfs(path, &s) == nil && s.Type == unix.BPF_FS_MAGIC
 }

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +33,8 @@ func find(given string) (string, error) {
 	return findBelow(roots)
 }
 
+// findBelow takes the first root with such a directory. Of several in it, the one that has processes: another may be left from
+// another driver, or be a kubelet's in a container. Which of two is right, nobody can tell.
 func findBelow(roots []string) (string, error) {
 	mounted := false
 	for _, root := range roots {
@@ -38,18 +42,40 @@ func findBelow(roots []string) (string, error) {
 			continue
 		}
 		mounted = true
+		var found []string
 		for _, name := range names {
 			for _, pattern := range []string{name, "*/" + name, "*/*/" + name} {
-				if found, _ := filepath.Glob(filepath.Join(root, pattern)); len(found) > 0 {
-					return found[0], nil
+				matches, err := filepath.Glob(filepath.Join(root, pattern))
+				if err != nil {
+					return "", fmt.Errorf("looking for the pods' cgroup: %w", err)
 				}
+				found = append(found, matches...)
 			}
+		}
+		if len(found) > 1 {
+			if inUse := slices.DeleteFunc(slices.Clone(found), isEmpty); len(inUse) > 0 {
+				found = inUse
+			}
+		}
+		switch len(found) {
+		case 0:
+		case 1:
+			return found[0], nil
+		default:
+			return "", fmt.Errorf("each of %s may be the pods' cgroup; name one by --pods-cgroup", strings.Join(found, ", "))
 		}
 	}
 	if !mounted {
-		return "", errors.New("no cgroup v2 is mounted")
+		return "", impossible{errors.New("no cgroup v2 is mounted")}
 	}
-	return "", fmt.Errorf("no cgroup v2 directory of pods (%s or %s) was found; if there is one, name it by --pods-cgroup", names[0], names[1])
+	return "", impossible{fmt.Errorf("no cgroup v2 directory of pods (%s or %s) was found; if there is one, name it by --pods-cgroup",
+		names[0], names[1])}
+}
+
+// isEmpty reports that no process is in a cgroup or below (cgroup.events, Documentation/admin-guide/cgroup-v2.rst).
+func isEmpty(directory string) bool {
+	events, err := os.ReadFile(filepath.Join(directory, "cgroup.events"))
+	return err == nil && strings.Contains(string(events), "populated 0")
 }
 
 func isCgroup2(directory string) error {

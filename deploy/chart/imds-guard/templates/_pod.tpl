@@ -111,7 +111,7 @@ readOnlyRootFilesystem: true
 
 {{- define "imds-guard.bpffsMount" -}}
 - name: bpffs
-  mountPath: /sys/fs/bpf
+  mountPath: /host/sys/fs/bpf
 {{- end }}
 
 {{- define "imds-guard.bpffs" -}}

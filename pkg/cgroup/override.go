@@ -1,0 +1,49 @@
+// Whether a program of ours would switch off another's.
+
+package cgroup
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// overrides says which cgroup above has a program that a program below replaces, for everybody below: one that was attached
+// with BPF_F_ALLOW_OVERRIDE (kernel/bpf/cgroup.c, compute_effective_progs). It is others', and may refuse or redirect, too.
+func overrides(at *os.File, hook ebpf.AttachType) error {
+	for directory := filepath.Dir(at.Name()); isCgroup2(directory) == nil; directory = filepath.Dir(directory) {
+		above, err := os.Open(directory)
+		if err != nil {
+			return fmt.Errorf("opening the cgroup above: %w", err)
+		}
+		programs, flags, err := attached(above, hook)
+		above.Close()
+		if err != nil {
+			return fmt.Errorf("asking %s for its programs: %w", directory, err)
+		}
+		if programs > 0 && flags&unix.BPF_F_ALLOW_MULTI == 0 {
+			return fmt.Errorf("somebody's program at %s would be switched off for all pods: it was attached without BPF_F_ALLOW_MULTI", directory)
+		}
+	}
+	return nil
+}
+
+// attached asks how many programs are at a cgroup's hook, and how others may be attached there. The library does not tell the
+// latter.
+func attached(at *os.File, hook ebpf.AttachType) (programs, flags uint32, err error) {
+	// The part for BPF_PROG_QUERY of union bpf_attr (include/uapi/linux/bpf.h).
+	query := struct {
+		target, hook, queryFlags, attachFlags uint32
+		ids                                   uint64
+		count, _                              uint32
+	}{target: uint32(at.Fd()), hook: uint32(hook)}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_QUERY, uintptr(unsafe.Pointer(&query)), unsafe.Sizeof(query))
+	if errno != 0 {
+		return 0, 0, errno
+	}
+	return query.count, query.attachFlags, nil
+}
