@@ -401,6 +401,13 @@ func TestWithoutAdmissionPolicy(t *testing.T) {
 		"ClusterRoleBinding/imds-guard", "Role/imds-guard", "RoleBinding/imds-guard", "DaemonSet/imds-guard")
 }
 
+func TestPolicies(t *testing.T) {
+	for _, name := range []string{"services", "probes"} {
+		mustRender(t, "agent.kubernetes=off", "policies."+name+"=true").kinds(t, "ServiceAccount/imds-guard", "DaemonSet/imds-guard",
+			"ValidatingAdmissionPolicy/imds-guard-"+name, "ValidatingAdmissionPolicyBinding/imds-guard-"+name)
+	}
+}
+
 // The error has to name the value.
 func TestWrongValues(t *testing.T) {
 	tests := []struct{ value, named string }{
@@ -411,6 +418,7 @@ func TestWrongValues(t *testing.T) {
 		{"agent.layers={}", "/agent/layers"},
 		{"agent.layers={route,flow}", "/agent/layers/1"},
 		{"agent.podsCgroup=kubepods", "/agent/podsCgroup"},
+		{"policies.probes=yes", "/policies/probes"},
 		{"agent.interface={eni+,a/b}", "/agent/interface/1"},
 		{"agent.interface={+}", "/agent/interface/0"},
 		{"agent.interface={abcdefghijklmno+}", "/agent/interface/0"},
