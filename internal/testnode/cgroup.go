@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,7 +65,12 @@ func (n *Node) removeCgroups() error {
 	})
 	errs := []error{err}
 	for i := len(directories) - 1; i >= 0; i-- {
-		errs = append(errs, os.Remove(directories[i]))
+		err := os.Remove(directories[i])
+		// A process leaves its namespaces before its cgroup (kernel/exit.c, do_exit).
+		for deadline := time.Now().Add(10 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			err = os.Remove(directories[i])
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing the pods' cgroup: %w", err)

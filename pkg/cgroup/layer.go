@@ -27,10 +27,11 @@ var States = layer.States()
 // Layer is the layer of one family. Every look reads all hooks from what is pinned and from the cgroup. Links that were found
 // in force are held open, so that the loss of a pin opens nothing.
 type Layer struct {
-	family  imds.Family
-	given   string
-	held    map[hook]link.Link
-	refused count
+	family    imds.Family
+	given     string
+	directory string // the last that was found
+	held      map[hook]link.Link
+	refused   count
 }
 
 // New makes the layer of one family for the pods below a cgroup v2 directory; if none is given, it is looked for.
@@ -82,10 +83,9 @@ func (l *Layer) read() (s seen, err error) {
 		return s, err
 	}
 	defer at.Close()
-	counter := openCounter(l.family)
+	counter, why := openCounter(l.family)
 	if counter == nil { // then no program counts in the right place, either
-		s.missing = hooksOf(l.family)
-		s.why = []string{"the counter is not pinned"}
+		s.missing, s.why = hooksOf(l.family), []string{why}
 		return s, nil
 	}
 	defer counter.Close()
@@ -111,9 +111,16 @@ func (l *Layer) read() (s seen, err error) {
 
 // open opens the pods' cgroup, and finds out whether the node can have the layer at all.
 func (l *Layer) open(s *seen) (at *os.File, err error) {
-	if s.directory, err = find(l.given); err != nil {
-		return nil, err
+	// It is looked for again only when it is gone, or has no pods any more: a large node has thousands of directories.
+	if l.directory == "" || isCgroup2(l.directory) != nil || isEmpty(l.directory) {
+		found, err := find(l.given)
+		if err != nil {
+			s.directory = l.directory
+			return nil, err
+		}
+		l.directory = found
 	}
+	s.directory = l.directory
 	if !isBPFFS(bpffs()) {
 		return nil, impossible{fmt.Errorf("no bpffs is mounted at %s", bpffs())}
 	}
@@ -128,7 +135,7 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	if at, err = os.Open(s.directory); err != nil {
 		return nil, fmt.Errorf("opening the pods' cgroup: %w", err)
 	}
-	_, err = link.QueryPrograms(link.QueryOptions{Target: int(at.Fd()), Attach: ebpf.AttachCGroupInet4Connect})
+	_, _, err = attached(at, ebpf.AttachCGroupInet4Connect) // the library does not tell one error from another
 	switch {
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS):
 		err = impossible{errors.New("the kernel has no BPF for cgroups (CONFIG_CGROUP_BPF)")}
@@ -170,7 +177,7 @@ func (l *Layer) put(s seen) error {
 		return fmt.Errorf("opening the pods' cgroup: %w", err)
 	}
 	defer at.Close()
-	counter := openCounter(l.family)
+	counter, _ := openCounter(l.family)
 	if counter == nil {
 		if counter, err = makeCounter(l.family); err != nil {
 			return err

@@ -165,6 +165,8 @@ func TestUpgrade(t *testing.T) {
 	links := ids()
 	var asking sync.WaitGroup
 	done := make(chan struct{})
+	defer asking.Wait()
+	defer close(done)
 	asking.Go(func() {
 		for many := slices.Repeat(spellings[f], 20); ; {
 			select {
@@ -187,7 +189,7 @@ func TestUpgrade(t *testing.T) {
 				return err
 			}
 			defer at.Close()
-			counter := openCounter(f)
+			counter, _ := openCounter(f)
 			defer counter.Close()
 			for _, h := range hooksOf(f) {
 				if _, err := putHook(f, h, at, 12345, counter, w.layers[f].alive(h, at)); err != nil {
@@ -204,8 +206,6 @@ func TestUpgrade(t *testing.T) {
 		w.repair(f)
 		w.must(f, layer.Enforced, "")
 	}
-	close(done)
-	asking.Wait()
 	if now := ids(); !slices.Equal(now, links) {
 		t.Errorf("the links are %v and were %v", now, links)
 	}

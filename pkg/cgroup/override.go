@@ -28,6 +28,9 @@ func overrides(at *os.File, hook ebpf.AttachType) error {
 		if programs > 0 && flags&unix.BPF_F_ALLOW_MULTI == 0 {
 			return fmt.Errorf("somebody's program at %s would be switched off for all pods: it was attached without BPF_F_ALLOW_MULTI", directory)
 		}
+		if programs > 0 {
+			return nil // what is above that one is not in force here
+		}
 	}
 	return nil
 }

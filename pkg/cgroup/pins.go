@@ -124,17 +124,19 @@ func isWhole(code asm.Instructions, tag string) (bool, error) {
 	return whole, nil
 }
 
-// openCounter opens the count of refused calls; nil if there is none. Whatever else is there is none.
-func openCounter(f imds.Family) *ebpf.Map {
+// openCounter opens the count of refused calls, or says why there is none. Whatever else is there is none.
+func openCounter(f imds.Family) (m *ebpf.Map, why string) {
 	m, err := ebpf.LoadPinnedMap(counterOf(f), nil)
-	if err != nil {
-		return nil
-	}
-	if m.Type() != ebpf.Array || m.KeySize() != 4 || m.ValueSize() != 8 || m.MaxEntries() != 1 || m.Flags() != 0 {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, "the counter is not pinned"
+	case err != nil:
+		return nil, fmt.Sprintf("the counter can't be opened: %v", err)
+	case m.Type() != ebpf.Array || m.KeySize() != 4 || m.ValueSize() != 8 || m.MaxEntries() != 1 || m.Flags() != 0:
 		m.Close()
-		return nil
+		return nil, "the counter is another map"
 	}
-	return m
+	return m, ""
 }
 
 // makeCounter makes it and pins it.

@@ -17,8 +17,8 @@ type hook struct {
 	// name is in the pins' names, the log and `check`.
 	name string
 	at   ebpf.AttachType
-	// mapped: the address is looked for in its IPv4-mapped spelling, for which the kernel asks the hooks of IPv6
-	// (net/ipv6/tcp_ipv6.c, tcp_v6_pre_connect).
+	// mapped: the address is looked for in its IPv4-mapped spelling. The kernel asks IPv6's hook when that is connected to
+	// (net/ipv6/tcp_ipv6.c, tcp_v6_pre_connect), and IPv4's when it is sent to (net/ipv6/udp.c, udpv6_sendmsg).
 	mapped bool
 }
 
@@ -31,7 +31,6 @@ func hooksOf(f imds.Family) []hook {
 		{"connect4", ebpf.AttachCGroupInet4Connect, false},
 		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, false},
 		{"connect6-mapped", ebpf.AttachCGroupInet6Connect, true},
-		{"sendmsg6-mapped", ebpf.AttachCGroupUDP6Sendmsg, true},
 	}
 }
 

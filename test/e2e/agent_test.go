@@ -102,9 +102,9 @@ func (n *Node) removeRules(t *testing.T) {
 for backend in nft legacy; do for family in ip ip6; do
   # To list a legacy table that isn't there would make it.
   [ $backend = nft ] || grep -q filter /proc/net/${family}_tables_names || continue
-  rules=$(${family}tables-$backend -S FORWARD)
+  rules=$(${family}tables-$backend -w -S FORWARD)
   while read -r _ rule; do
-    case $rule in *169.254.169.254/32*|*fd00:ec2::254/128*) ${family}tables-$backend -D $rule ;; esac
+    case $rule in *169.254.169.254/32*|*fd00:ec2::254/128*) ${family}tables-$backend -w -D $rule ;; esac
   done <<<"$rules"
 done; done
 for family in 4 6; do

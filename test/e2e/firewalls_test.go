@@ -34,7 +34,10 @@ func TestFirewalls(t *testing.T) {
 		t.Run(backend, func(t *testing.T) {
 			begin(t)
 			t.Cleanup(func() { // what they have done goes with the network namespace, and kube-proxy's mode, too
-				node.Kubectl(t, "delete", "pods", "--all", "--force", "--grace-period=0")
+				if t.Failed() {
+					node.dump(os.Stderr)
+				}
+				_, _ = node.Try("kubectl", "delete", "pods", "--all", "--force", "--grace-period=0")
 				node.Reboot(t)
 				node.StartKubelet(t)
 			})
@@ -80,11 +83,20 @@ func TestFirewalls(t *testing.T) {
 				default:
 					command = firewallCommands[i]
 					// What another one of them has left may be in its way. That it works alone was seen.
-					_, _ = run(command)
+					if _, err := run(command); err != nil {
+						command += ", in vain"
+					}
 				}
 				done[command]++
 			}
 			step(t, "the storm has ended: %v", done)
+			worked := 0
+			for _, command := range firewallCommands {
+				worked += done[command]
+			}
+			if worked < 3 {
+				t.Errorf("only %d commands of the firewalls did anything: there was no storm", worked)
+			}
 			asker.WaitAttempts(t, 20)
 			control.WaitAnswers(t, 5)
 			asked := asker.Never(t)

@@ -88,14 +88,14 @@ if [[ ! -s $root.cpio.gz ]]; then
   rm -rf "$cache"/root-*
   make_root
 fi
-exec 9>&-
 
 work=$(mktemp -d "$cache/run.XXXX")
 trap 'rm -rf "$work"' EXIT
 (cd "$dir" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/test.cpio.gz"
 cat "$root.cpio.gz" "$cache/kernel-$version/modules.cpio.gz" "$work/test.cpio.gz" >"$work/initrd"
+exec 9>&- # from here on another checkout may replace the root
 # /dev/kvm may open and then hang: the translator is quick enough.
-timeout "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35 -m 2048 -smp 2 -nodefaults -no-user-config \
+timeout --foreground "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -M q35 -m 2048 -smp 2 -nodefaults -no-user-config \
   -display none -no-reboot -serial stdio -kernel "$cache/kernel-$version"/boot/vmlinuz-* -initrd "$work/initrd" \
   -append "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off random.trust_cpu=on" </dev/null | sed -u 's|\r||' | tee "$work/log"
 exit "$(sed -n 's/^EXIT \([0-9]*\)$/\1/p' "$work/log" | tail -n 1 | grep . || echo 1)"

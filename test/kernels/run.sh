@@ -8,7 +8,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+booted=()
+# Background jobs take no Ctrl-C: each is a group of its own, and ended with its QEMU.
+set -m
+# shellcheck disable=SC2317  # the trap calls it
+end() {
+  for pid in "${booted[@]}"; do kill -- "-$pid" 2>/dev/null || true; done
+  rm -rf "$dir"
+}
+trap end EXIT
+trap 'exit 130' INT TERM
 export CGO_ENABLED=0
 go build -o "$dir/imds-guard" ./cmd/imds-guard
 for package in pkg/netfilter pkg/rules pkg/route pkg/cgroup test/agent; do
@@ -29,7 +38,7 @@ run rules -test.run 'TestUnsupported|TestSelector|TestCleanupOfOurOwnTable'
 run agent -storm.time 30s -test.run 'Sockets|DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|Paths|BesideTheVPCCNI|TestUpgrade|CutByTheRoute|TamperStorm'
 exit $failed
 TEST
-booted=() failed=0
+failed=0
 for version in "$@"; do
   (test/kernels/boot.sh "$version" "$dir" 2700 | sed -u "s/^/$version: /") &
   booted+=($!)

@@ -65,7 +65,7 @@ fi
 # A cgroup of its own in every hierarchy: the node sees only what is below.
 for directory in /sys/fs/cgroup/*/; do
   directory=${directory%/}
-  [[ -e $directory/tasks || -e $directory/cgroup.controllers ]] || continue # neither version 1 nor 2
+  mountpoint -q "$directory" || continue # no hierarchy of its own
   mkdir "$directory/$cgroup"
   case ${directory##*/} in
   cpuset) for file in cpuset.cpus cpuset.mems; do cat "$directory/$file" >"$directory/$cgroup/$file"; done ;;
