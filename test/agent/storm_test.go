@@ -114,9 +114,10 @@ func countArrivals(t *testing.T, n *node) (arrivals func() int) {
 		}
 		return string(out)
 	}
-	// IPv6 asks for a neighbour by the address that it answers from, so that the node's own advertisements come to the endpoint's
-	// (net/ipv6/ndisc.c, ndisc_solicit).
-	outside("table inet count { chain input { type filter hook input priority 0; icmpv6 type nd-neighbor-advert accept; " +
+	// What neighbours ask and tell each other is no pod's: IPv6 asks by the address that it answers from (net/ipv6/ndisc.c,
+	// ndisc_solicit), so that the node tells the endpoint's who it is, and some seconds later asks whether it is still there.
+	outside("table inet count { chain input { type filter hook input priority 0; " +
+		"icmpv6 type { nd-neighbor-advert, nd-neighbor-solicit } accept; " +
 		"ip daddr 169.254.169.254 counter; ip6 daddr fd00:ec2::254 counter; }; }")
 	return func() (sum int) {
 		for line := range strings.Lines(outside("list", "table", "inet", "count")) {
