@@ -24,9 +24,9 @@ func newCleanup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Removes everything that imds-guard ever installed here, and nothing else; stop the agent first",
-		Long: "Removes the policy rules, routes and links of the route layer; the programs of the cgroup layer; and from both iptables backends every rule that\n" +
-			"imds-guard writes for the interface patterns given, and for those that were ever in use on this node since it booted\n" +
-			"(" + rules.RecordDir + "). Twice is fine.",
+		Long: "Removes the policy rules, routes and links of the route layer; the programs of the cgroup layer; and from both\n" +
+			"iptables backends every rule that imds-guard writes for the interface patterns given, and for those that were ever in\n" +
+			"use on this node since it booted (" + rules.RecordDir + "). Twice is fine.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/imds-guard/imds-guard/pkg/capability"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/policy"
@@ -55,9 +56,9 @@ type impossible struct{ error }
 
 // Look implements guard.Layer. The policy makes no difference: every pod's sockets are refused.
 func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
-	r := layer.Reading{State: layer.Enforced, SocketsOnly: true, Blocked: l.refused.total}
+	r := layer.Reading{State: layer.Enforced, SocketsOnly: true}
 	s, err := l.read()
-	r.Place, r.Blocked = s.directory, l.refused.total
+	r.Place, r.Blocked = l.directory, l.refused.total
 	switch {
 	case errors.As(err, new(impossible)) && len(l.held) == 0: // or it was possible before, and what is gone comes back
 		r.State, r.Detail = layer.Unsupported, err.Error()
@@ -115,7 +116,6 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	if l.directory == "" || isCgroup2(l.directory) != nil || isEmpty(l.directory) {
 		found, err := find(l.given)
 		if err != nil {
-			s.directory = l.directory
 			return nil, err
 		}
 		l.directory = found
@@ -124,8 +124,13 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	if !isBPFFS(bpffs()) {
 		return nil, impossible{fmt.Errorf("no bpffs is mounted at %s", bpffs())}
 	}
-	if err := mayBPF(); err != nil {
+	own, err := capability.Own()
+	if err != nil {
 		return nil, err
+	}
+	// Programs of this kind need both, and CAP_SYS_ADMIN is both (kernel/bpf/syscall.c, bpf_prog_load).
+	if !own.Has(unix.CAP_SYS_ADMIN) && !(own.Has(unix.CAP_BPF) && own.Has(unix.CAP_NET_ADMIN)) {
+		return nil, impossible{errors.New("the agent has no CAP_BPF, or no CAP_NET_ADMIN")}
 	}
 	if s.node, err = nodeCookie(); errors.Is(err, unix.ENOPROTOOPT) {
 		return nil, impossible{errors.New("the kernel does not tell network namespaces apart (SO_NETNS_COOKIE, Linux 5.14)")}
@@ -201,17 +206,9 @@ func (l *Layer) put(s seen) error {
 
 // alive returns the link that is at the right cgroup, held or pinned, if there is one.
 func (l *Layer) alive(h hook, at *os.File) link.Link {
-	want, err := idOf(at)
-	if err != nil {
-		return nil
-	}
 	fits := func(candidate link.Link) bool {
 		is, err := candidate.Info()
-		if err != nil {
-			return false
-		}
-		cg := is.Cgroup()
-		return cg != nil && cg.CgroupId == want && ebpf.AttachType(cg.AttachType) == h.at
+		return err == nil && h.isAt(at, is)
 	}
 	if held := l.held[h]; held != nil && fits(held) {
 		return held

@@ -65,11 +65,7 @@ func judgeHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Ma
 	if err != nil {
 		return "", fmt.Errorf("asking for the link: %w", err)
 	}
-	want, err := idOf(at)
-	if err != nil {
-		return "", err
-	}
-	if cg := is.Cgroup(); cg == nil || cg.CgroupId != want || ebpf.AttachType(cg.AttachType) != h.at {
+	if !h.isAt(at, is) {
 		return "its link is not attached there", nil
 	}
 	program, err := ebpf.LoadPinnedProgram(pinOf(f, h, "program"), nil)
@@ -107,6 +103,13 @@ func judgeHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Ma
 		return "its program is not attached there", nil
 	}
 	return "", nil
+}
+
+// isAt reports whether a link is attached at a cgroup, for this hook.
+func (h hook) isAt(at *os.File, is *link.Info) bool {
+	id, err := idOf(at)
+	cg := is.Cgroup()
+	return err == nil && cg != nil && cg.CgroupId == id && ebpf.AttachType(cg.AttachType) == h.at
 }
 
 // isWhole compares code with the tag that the kernel has calculated for a program: the hash of its instructions, whatever the

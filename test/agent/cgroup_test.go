@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,11 +43,9 @@ func allAre(results []string, want string) bool {
 func TestSockets(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
-	n.sh("ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 netns %s", n.pod.Path())
-	out, err := n.pod.Command(context.Background(), "sh", "-ec", "ip addr add 10.0.0.99/24 dev mv0; ip link set mv0 up; "+
-		"ip route add 169.254.169.254 via 10.0.0.1 dev mv0").CombinedOutput()
-	if err != nil {
-		t.Fatalf("a macvlan for the pod: %v\n%s", err, out)
+	n.sh("NETNS=%s; %s", n.pod.Path(), macvlan)
+	if err := n.useMacvlan(); err != nil {
+		t.Fatal(err)
 	}
 	arrivals := countArrivals(t, n)
 	eventually(t, "the macvlan leads to the endpoint", func() bool { return allAre(n.calls(n.pod.Namespace), "sent") && arrivals() > 0 })

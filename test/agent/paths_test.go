@@ -195,14 +195,24 @@ func TestPaths(t *testing.T) { tryPaths(t, paths(), false) }
 
 // What the documents say is open stays so. If this fails, a layer does more than they promise: say so there.
 func TestOpenPaths(t *testing.T) {
-	macvlan := `ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 netns "$NETNS"`
 	tryPaths(t, []path{{"macvlan", imds.IPv4, macvlan, func(n *node) error {
-		script := "ip addr replace 10.0.0.99/24 dev mv0; ip link set mv0 up; ip route replace 169.254.169.254 via 10.0.0.1 dev mv0"
-		if out, err := n.pod.Command(context.Background(), "sh", "-ec", script).CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
+		if err := n.useMacvlan(); err != nil {
+			return err
 		}
 		return dial(n.pod.Namespace, "tcp", testnode.IMDSv4+":80", 10)
 	}}}, true)
+}
+
+// macvlan is a script for the node that gives the namespace NETNS a macvlan on the uplink.
+const macvlan = `ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 netns "$NETNS"`
+
+// useMacvlan leads the pod's packets to the endpoint out by its macvlan.
+func (n *node) useMacvlan() error {
+	script := "ip addr replace 10.0.0.99/24 dev mv0; ip link set mv0 up; ip route replace 169.254.169.254 via 10.0.0.1 dev mv0"
+	if out, err := n.pod.Command(context.Background(), "sh", "-ec", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("using a macvlan: %w: %s", err, out)
+	}
+	return nil
 }
 
 // tryPaths sends by each path, without a guard and with the route layer alone; with iptables' beside it if they are to stay

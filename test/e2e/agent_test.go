@@ -170,8 +170,13 @@ func (n *Node) waitAgent(t *testing.T, what string, wanted func(*corev1.Pod) err
 // UID.
 func (n *Node) agentLog(t *testing.T, pod *corev1.Pod) (lives []string) {
 	t.Helper()
-	directory := fmt.Sprintf("%s_%s_%s/imds-guard", pod.Namespace, pod.Name, pod.UID)
-	files, err := filepath.Glob(filepath.Join(n.State, "pods", directory, "*.log"))
+	return n.containerLog(t, pod.UID, "imds-guard")
+}
+
+// containerLog returns the log of a pod's container, one text for each of its lives.
+func (n *Node) containerLog(t *testing.T, pod types.UID, container string) (lives []string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(n.State, "pods", "*_"+string(pod), container, "*.log"))
 	if err != nil {
 		t.Fatal(err)
 	}

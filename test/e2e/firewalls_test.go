@@ -61,7 +61,7 @@ func TestFirewalls(t *testing.T) {
 			node.Apply(t, option.ReplaceAllString(string(manifest), "$0$1--backend="+backend+"\n"))
 			node.WaitAgent(t)
 			node.waitAllLayers(t)
-			asker, control := node.runFlood(t, "flood"), node.RunAsker(t, "control", true)
+			asker, control := node.RunAsker(t, "flood", false, "-every", "3ms", "-timeout", "100ms"), node.RunAsker(t, "control", true)
 			arrivals := node.countPodPackets(t)
 
 			step(t, "the storm begins: -storm.seed=%d", *stormSeed)
@@ -142,15 +142,6 @@ func (n *Node) waitAllLayers(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// runFlood runs an Asker that asks some hundred times a second.
-func (n *Node) runFlood(t *testing.T, name string) *Asker {
-	t.Helper()
-	pod := Pod{Name: name, Image: toolImage, Args: []string{"ask", "-every", "3ms", "-timeout", "100ms"}}
-	a := &Asker{n, name, n.CreatePod(t, pod)}
-	a.WaitAttempts(t, 1)
-	return a
 }
 
 // countPodPackets counts, from now on, the packets of pods that come to the endpoint.

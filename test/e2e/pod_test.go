@@ -136,17 +136,17 @@ type Asker struct {
 }
 
 // CreateAsker creates the pod and doesn't wait for it. In the host's network it is the control: nobody blocks it, so its
-// answers prove that the service was there. No taint stops it.
-func (n *Node) CreateAsker(t *testing.T, name string, hostNetwork bool) *Asker {
+// answers prove that the service was there. No taint stops it. Flags, such as -every, change how it asks: see tool/ask.go.
+func (n *Node) CreateAsker(t *testing.T, name string, hostNetwork bool, flags ...string) *Asker {
 	t.Helper()
-	pod := Pod{Name: name, Image: toolImage, Args: []string{"ask"}, HostNetwork: hostNetwork, Tolerant: hostNetwork}
+	pod := Pod{Name: name, Image: toolImage, Args: append([]string{"ask"}, flags...), HostNetwork: hostNetwork, Tolerant: hostNetwork}
 	return &Asker{n, name, n.CreatePod(t, pod)}
 }
 
 // RunAsker creates the pod and waits until it has asked.
-func (n *Node) RunAsker(t *testing.T, name string, hostNetwork bool) *Asker {
+func (n *Node) RunAsker(t *testing.T, name string, hostNetwork bool, flags ...string) *Asker {
 	t.Helper()
-	a := n.CreateAsker(t, name, hostNetwork)
+	a := n.CreateAsker(t, name, hostNetwork, flags...)
 	a.WaitAttempts(t, 1)
 	return a
 }

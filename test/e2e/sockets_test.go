@@ -6,8 +6,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -70,16 +68,8 @@ func TestSockets(t *testing.T) {
 // refusals counts the pod's calls that its own kernel has refused, by its log.
 func (a *Asker) refusals(t *testing.T) (n int) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(a.node.State, "pods", "*"+string(a.uid), "*", "*.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n += strings.Count(string(text), "operation not permitted")
+	for _, life := range a.node.containerLog(t, a.uid, "main") {
+		n += strings.Count(life, "operation not permitted")
 	}
 	return n
 }
