@@ -32,7 +32,7 @@ const (
 // The security contexts of the container that edits the node's iptables.
 const (
 	privileged = `{"privileged":true,"readOnlyRootFilesystem":true}`
-	hardened   = `{"allowPrivilegeEscalation":false,"capabilities":{"add":["NET_ADMIN","NET_RAW"],"drop":["ALL"]},` +
+	hardened   = `{"allowPrivilegeEscalation":false,"capabilities":{"add":["NET_ADMIN","NET_RAW","BPF"],"drop":["ALL"]},` +
 		`"privileged":false,"readOnlyRootFilesystem":true,"seccompProfile":{"type":"RuntimeDefault"}}`
 )
 
@@ -41,8 +41,11 @@ const (
 const addresses = `{"name":"POD_IP","valueFrom":{"fieldRef":{"fieldPath":"status.podIP"}}},` +
 	`{"name":"HOST_IP","valueFrom":{"fieldRef":{"fieldPath":"status.hostIP"}}}`
 
-// bpffsMount is where the programs of the layer cgroup are pinned.
-const bpffsMount = `,{"mountPath":"/host/sys/fs/bpf","name":"bpffs"}`
+// bpffsMount is where the programs of the layer cgroup are pinned; below cgroupMount are the pods.
+const (
+	bpffsMount  = `,{"mountPath":"/host/sys/fs/bpf","name":"bpffs"}`
+	cgroupMount = `,{"mountPath":"/host/sys/fs/cgroup","name":"cgroup","readOnly":true}`
+)
 
 // editsNode is what holds for both DaemonSets and their container that edits
 // the node's iptables.
@@ -91,11 +94,12 @@ func editsNode(set, name, container, securityContext, moreMounts string) []check
 func agentChecks(securityContext string) []check {
 	const byAgent = `"request.userInfo.username == 'system:serviceaccount:imds-guard:imds-guard'"`
 	subject := `[{"kind":"ServiceAccount","name":"imds-guard","namespace":"imds-guard"}]`
-	return append(editsNode(daemonSet, "imds-guard", "containers imds-guard", securityContext, ""), []check{
+	return append(editsNode(daemonSet, "imds-guard", "containers imds-guard", securityContext, bpffsMount+cgroupMount), []check{
 		// A token for the agent's pod and for no other.
 		{"ServiceAccount/imds-guard metadata namespace", `"imds-guard"`},
 		{"ServiceAccount/imds-guard automountServiceAccountToken", `false`},
 		{pod + "serviceAccountName", `"imds-guard"`},
+		{pod + "volumes cgroup hostPath", `{"path":"/sys/fs/cgroup"}`},
 		{pod + "automountServiceAccountToken", `true`},
 		{agent + "env", `[{"name":"NODE_NAME","valueFrom":{"fieldRef":{"fieldPath":"spec.nodeName"}}},` + addresses + `]`},
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/datapath"
 	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/ifwatch"
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -38,6 +39,7 @@ type agent struct {
 	metrics   *metrics.Metrics
 	guard     *guard.Guard
 	links     *ifwatch.Watch
+	datapath  *datapath.Watch
 	observer  *observer
 	cluster   *cluster
 	started   time.Time
@@ -59,6 +61,8 @@ func Run(ctx context.Context, c config.Config, b Build, log *slog.Logger) error 
 	if a.elsewhere == "" {
 		wg.Go(func() { a.guard.Run(ctx) })
 		a.guard.First(patience)
+		wg.Go(func() { a.datapath.Run(ctx) })
+		a.datapath.First(patience)
 	} else {
 		log.Error("nothing is guarded: the agent is not in the node's network namespace", "detail", a.elsewhere)
 	}
@@ -97,9 +101,10 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	a.metrics.Status = a.status
 	a.guard = guard.New(guard.Config{
 		Layers: layers, Policy: c.Policy(), Resync: c.Resync, Log: log,
-		Recorder: recorder{a.metrics, a.cluster}, Looked: a.observer.Wake, Suspect: a.suspect,
+		Recorder: recorder{a.metrics, a.cluster}, Looked: a.observer.Wake, Suspect: a.suspect, Evidence: a.evidence,
 	})
-	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.wake, Lost: a.lost(metrics.WatcherInterfaces)}
+	a.datapath = datapath.NewWatch(c.Resync, a.bypassesChanged)
+	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.linksChanged, Lost: a.lost(metrics.WatcherInterfaces)}
 	if selector != nil {
 		selector.Changed = a.backendChanged
 	}
@@ -138,9 +143,34 @@ func (a *agent) status() guard.Status {
 		for i := range s.Layers {
 			s.Layers[i].Reading = layer.Reading{State: layer.Unknown, Detail: a.elsewhere}
 		}
-		s = guard.Judge(s.Layers)
+		s = guard.Judge(s.Layers, guard.Evidence{})
 	}
 	return s
+}
+
+// evidence is what is known beside the layers' readings.
+func (a *agent) evidence() guard.Evidence {
+	found := a.datapath.Found()
+	return guard.Evidence{Bypasses: found.Ways, Unsearched: found.Err}
+}
+
+// linksChanged asks for a look at everything that pods' interfaces make a difference to.
+func (a *agent) linksChanged() {
+	a.wake()
+	a.datapath.Wake()
+}
+
+func (a *agent) bypassesChanged(now datapath.Found) {
+	switch {
+	case now.Err != nil:
+		a.log.Warn("whether pods' packets go past FORWARD is not known", "error", now.Err)
+	case len(now.Ways) > 0:
+		a.log.Warn("pods' packets go past FORWARD: there only the layer cgroup keeps them from the endpoint, and no raw frames (AF_PACKET)",
+			"ways", now.Ways)
+	default:
+		a.log.Info("no way of pods' packets past FORWARD is seen")
+	}
+	a.observer.Wake()
 }
 
 // wake asks for a look at everything.

@@ -162,7 +162,7 @@ func TestVerdict(t *testing.T) {
 		for i, r := range c.readings {
 			read = append(read, guard.LayerStatus{ID: layer.ID{Name: string("ab"[i/2]), Family: imds.Families[i%2]}, Reading: r})
 		}
-		check := Check{Interfaces: c.links, status: guard.Judge(read)}
+		check := Check{Interfaces: c.links, status: guard.Judge(read, guard.Evidence{})}
 		if got := check.Verdict(); !errors.Is(got, c.want) {
 			t.Errorf("%+v, %+v: %v, want %v", c.readings, c.links, got, c.want)
 		}
@@ -193,7 +193,7 @@ func TestCoverage(t *testing.T) {
 			id := layer.ID{Name: []string{rules.LayerName, route.LayerName}[i/2], Family: imds.Families[i%2]}
 			read = append(read, guard.LayerStatus{ID: id, Reading: r})
 		}
-		if byRule, byRoute, byNone := coverage(guard.Judge(read), 5, 2); byRule != c.rule || byRoute != c.route || byNone != c.none {
+		if byRule, byRoute, byNone := coverage(guard.Judge(read, guard.Evidence{}), 5, 2); byRule != c.rule || byRoute != c.route || byNone != c.none {
 			t.Errorf("%+v: %d by a rule, %d by the route, %d by nothing", c.readings, byRule, byRoute, byNone)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/datapath"
 	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/ifwatch"
 	"github.com/imds-guard/imds-guard/pkg/imds"
@@ -26,6 +27,8 @@ type Check struct {
 	Backend    rules.Backend `json:"backend"`
 	Families   []CheckFamily `json:"families"`
 	Interfaces CheckLinks    `json:"interfaces"`
+	// Bypasses are the ways past FORWARD that were seen, where only the layer cgroup stops what pods send.
+	Bypasses []string `json:"bypasses"`
 
 	status guard.Status
 }
@@ -84,7 +87,9 @@ func NewCheck(c config.Config) (Check, error) {
 			l.ID().Family, l.ID().Name, r.State, r.Detail, append([]string{}, r.Rules...),
 		})
 	}
-	check.status = guard.Judge(read)
+	ways, err := datapath.List()
+	check.Bypasses = append([]string{}, ways...)
+	check.status = guard.Judge(read, guard.Evidence{Bypasses: ways, Unsearched: err})
 	check.Degraded = check.status.Degraded
 	check.Interfaces = checkLinks(c, check.status)
 	check.Protected = check.Verdict() == nil
@@ -125,6 +130,8 @@ func (c Check) Verdict() error {
 		return ErrUnknown
 	case c.status.Protected:
 		return nil
+	case c.status.Forward && c.status.Unsearched != nil:
+		return ErrUnknown
 	case slices.ContainsFunc(c.status.Layers, isUnknown):
 		return ErrUnknown
 	}
@@ -150,6 +157,9 @@ func (c Check) String() string {
 		for _, rule := range f.Rules {
 			fmt.Fprintf(&b, "               %s\n", rule)
 		}
+	}
+	for _, reason := range c.status.Reasons() {
+		fmt.Fprintf(&b, "note           %s\n", reason)
 	}
 	i := c.Interfaces
 	fmt.Fprintf(&b, "interfaces     %d pod-side, %d covered by nothing\n", i.PodSide, len(i.Uncovered))

@@ -87,7 +87,7 @@ func ids(name string, families ...imds.Family) (list []layer.ID) {
 	return list
 }
 
-// judgeOnly is what would follow from the layers of one name alone.
+// judgeOnly is what would follow from the layers of one name alone, if there were nothing else to know.
 func judgeOnly(s guard.Status, name string) guard.Status {
-	return guard.Judge(slices.DeleteFunc(slices.Clone(s.Layers), func(l guard.LayerStatus) bool { return l.Name != name }))
+	return guard.Judge(slices.DeleteFunc(slices.Clone(s.Layers), func(l guard.LayerStatus) bool { return l.Name != name }), guard.Evidence{})
 }

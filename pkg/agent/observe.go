@@ -92,7 +92,7 @@ func (a *agent) reportInterfaces(r *ifwatch.Reporter) (pending bool) {
 func coverage(s guard.Status, all, unnamed int) (rule, route, none int) {
 	// A pattern that no rule in force has covers nothing. It may be one family that only the rule closes, and the other that
 	// only the route does.
-	if s.Protected && (!s.AnyInterface || judgeOnly(s, rules.LayerName).Protected) {
+	if s.Forward && (!s.AnyInterface || judgeOnly(s, rules.LayerName).Forward) {
 		rule = all - unnamed
 	}
 	if s.AnyInterface {

@@ -39,5 +39,5 @@ func (a *agent) ready() error {
 	for _, l := range s.Layers {
 		reasons = append(reasons, l.String())
 	}
-	return fmt.Errorf("not protected: %s", strings.Join(reasons, "; "))
+	return fmt.Errorf("not protected: %s", strings.Join(append(reasons, s.Reasons()...), "; "))
 }

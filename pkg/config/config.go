@@ -54,11 +54,11 @@ type Config struct {
 // Policy is what the configuration asks for.
 func (c Config) Policy() policy.Policy { return policy.New(c.Interfaces, c.Verdict) }
 
-// layers are the names of all that there are, defaultLayers of those that are kept unless others are asked for: what a socket
-// is refused, a pod may yet send by other ways, so that the layer of sockets is for those who have reason to ask for it.
+// layers are the names of all that there are, all of which are kept unless others are asked for. packetLayers are those that
+// close a path by themselves.
 var (
-	layers        = []string{rules.LayerName, route.LayerName, cgroup.LayerName}
-	defaultLayers = layers[:2]
+	layers       = []string{rules.LayerName, route.LayerName, cgroup.LayerName}
+	packetLayers = layers[:2]
 )
 
 // The bounds of the resync period: shorter, and looking costs more than repairing; longer, and "at the latest" means
@@ -109,7 +109,7 @@ func NewOptions() *Options {
 	f := o.flags
 	f.StringSliceVar(&o.interfaces, "interface", []string{"eni+"},
 		"pod-side interface `pattern`, iptables syntax (a trailing + is a wildcard); repeat or separate by commas")
-	f.StringSliceVar(&o.layers, "layers", defaultLayers,
+	f.StringSliceVar(&o.layers, "layers", layers,
 		"the `layers` to keep in force, separated by commas: what one of them lets by, another stops")
 	f.StringVar(&o.podsCgroup, "pods-cgroup", "",
 		"the cgroup v2 `directory` below which pods live, for the layer cgroup (default: found by itself)")
@@ -184,9 +184,9 @@ func (o *Options) Load() (Config, error) {
 		}
 	}
 	if len(o.layers) == 0 {
-		wrong("layers", "no layer is given; use %s", strings.Join(defaultLayers, ","))
+		wrong("layers", "no layer is given; use %s", strings.Join(layers, ","))
 	} else if slices.Equal(c.Layers, []string{cgroup.LayerName}) {
-		wrong("layers", "%s alone closes no path, only sockets; add %s", cgroup.LayerName, strings.Join(defaultLayers, ","))
+		wrong("layers", "%s alone closes no path, only sockets; add %s", cgroup.LayerName, strings.Join(packetLayers, ","))
 	}
 	if c.PodsCgroup != "" && !filepath.IsAbs(c.PodsCgroup) {
 		wrong("pods-cgroup", "%q is no absolute path; write one, such as /sys/fs/cgroup/kubepods.slice", c.PodsCgroup)

@@ -55,7 +55,7 @@ func outside(t *testing.T) {
 
 func defaults(t *testing.T) Config {
 	return Config{
-		Interfaces: patterns(t, "eni+"), Layers: []string{"iptables", "route"}, Backend: rules.Auto, Verdict: policy.Drop, Resync: 10 * time.Second,
+		Interfaces: patterns(t, "eni+"), Layers: []string{"iptables", "route", "cgroup"}, Backend: rules.Auto, Verdict: policy.Drop, Resync: 10 * time.Second,
 		MetricsAddress: ":9169", Kubernetes: Auto, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 }
@@ -155,10 +155,10 @@ func TestWrongSettings(t *testing.T) {
 	}{
 		{"--interface=", "", []string{"--interface: no pattern is given; write at least one"}},
 		{"--interface=a,+,b/,c", "", []string{"--interface: + alone", `--interface: "b/"`}},
-		{"--layers=", "", []string{"--layers: no layer is given; use iptables,route"}},
+		{"--layers=", "", []string{"--layers: no layer is given; use iptables,route,cgroup"}},
 		{"--layers=iptables,y,x", "", []string{`--layers: "y" is none; use iptables,route,cgroup`, `--layers: "x" is none`}},
 		{"--layers=cgroup", "", []string{"--layers: cgroup alone closes no path, only sockets; add iptables,route"}},
-		{"--pods-cgroup=/x", "", []string{"--pods-cgroup: only the layer cgroup has a use for it; add it to --layers, or leave"}},
+		{"--layers=iptables,route --pods-cgroup=/x", "", []string{"--pods-cgroup: only the layer cgroup has a use for it; add it to --layers, or leave"}},
 		{"--layers=route,cgroup --pods-cgroup=kubepods", "", []string{`--pods-cgroup: "kubepods" is no absolute path; write one, such as /sys/`}},
 		{"--backend=ebpf", "", []string{`--backend: "ebpf" is none; use auto, nft or legacy`}},
 		{"--verdict=reject --layers=route", "", []string{"--verdict: only the layer iptables can answer with reject; add it to --layers"}},

@@ -9,24 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
-
-// Status is what is known of all layers at one moment, and what follows from it. Paths are protected, not layers: what the
-// node forwards in a family is closed by any one of the family's layers.
-type Status struct {
-	Layers []LayerStatus
-	// Protected: every family's packets are stopped by at least one layer that was read back from the kernel, not too long ago,
-	// and nothing says that this has changed.
-	Protected bool
-	// AnyInterface: they are so by whatever interface they come in, not only by those that the policy names.
-	AnyInterface bool
-	// Open: at least one family's packets are known not to be stopped. If neither this nor Protected, nobody can tell.
-	Open bool
-	// Degraded: a layer that the node can have is not known to be in force.
-	Degraded bool
-}
 
 // LayerStatus is what is known of one layer.
 type LayerStatus struct {
@@ -68,39 +52,13 @@ func (b *board) add(id layer.ID) *place {
 	return p
 }
 
-// status judges all places.
-func (b *board) status(now time.Time) Status {
+// status judges all places, and what else is known.
+func (b *board) status(now time.Time, e Evidence) Status {
 	var layers []LayerStatus
 	for _, p := range b.places {
 		layers = append(layers, p.status(now, b.fresh))
 	}
-	return Judge(layers)
-}
-
-// Judge says what follows from the layers' states. A family that no packet crosses the node in needs no layer, but one family
-// has to be left. A layer of sockets alone closes no path: what it misses comes by the others.
-func Judge(layers []LayerStatus) Status {
-	s := Status{Layers: layers}
-	type path struct{ closed, anyInterface, unknown bool }
-	paths := map[imds.Family]path{}
-	for _, l := range layers {
-		p, protects := paths[l.Family], l.State.Protects()
-		if !l.SocketsOnly {
-			p.closed = p.closed || protects || l.NoPath
-			p.anyInterface = p.anyInterface || protects && l.AnyInterface || l.NoPath
-			p.unknown = p.unknown || l.State == layer.Unknown
-			s.Protected = s.Protected || protects
-		}
-		paths[l.Family] = p
-		s.Degraded = s.Degraded || l.State != layer.Unsupported && !protects
-	}
-	s.AnyInterface = s.Protected
-	for _, p := range paths {
-		s.Protected = s.Protected && p.closed
-		s.AnyInterface = s.AnyInterface && p.anyInterface
-		s.Open = s.Open || !p.closed && !p.unknown
-	}
-	return s
+	return Judge(layers, e)
 }
 
 // place is one layer's: its keeper writes, anybody asks for looks and reads.

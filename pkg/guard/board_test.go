@@ -115,7 +115,7 @@ func TestProofsEnd(t *testing.T) {
 				t.Errorf("%s after %+v: %+v", how, r, l.Reading)
 			}
 			v4 := LayerStatus{ID: layer.ID{Family: imds.IPv4}, Reading: layer.Reading{State: layer.Enforced}}
-			if s := Judge([]LayerStatus{v4, l}); s.Protected {
+			if s := Judge([]LayerStatus{v4, l}, Evidence{}); s.Protected {
 				t.Errorf("%s after %+v: protected", how, r)
 			}
 		}

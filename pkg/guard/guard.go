@@ -39,7 +39,7 @@ type Recorder interface {
 	Failed(id layer.ID, err error)
 }
 
-// Config is what a Guard needs. Looked and Suspect may be nil.
+// Config is what a Guard needs. Looked, Suspect and Evidence may be nil.
 type Config struct {
 	Layers []Layer
 	Policy policy.Policy
@@ -51,14 +51,17 @@ type Config struct {
 	Looked func()
 	// Suspect names who may have caused a drift of a layer, for the log. It is asked when a look begins.
 	Suspect func(layer.ID) string
+	// Evidence tells what else is known, whenever the status is asked for. It must not block.
+	Evidence func() Evidence
 }
 
 // Guard keeps layers. Its methods may be called from any goroutine.
 type Guard struct {
-	keepers []*keeper
-	board   *board
-	policy  atomic.Pointer[policy.Policy]
-	first   sync.WaitGroup // the keepers that have not looked yet
+	keepers  []*keeper
+	board    *board
+	evidence func() Evidence
+	policy   atomic.Pointer[policy.Policy]
+	first    sync.WaitGroup // the keepers that have not looked yet
 }
 
 // New makes a guard that has done nothing yet.
@@ -69,7 +72,10 @@ func New(c Config) *Guard {
 	if c.Suspect == nil {
 		c.Suspect = func(layer.ID) string { return "" }
 	}
-	g := &Guard{board: newBoard(c.Resync)}
+	if c.Evidence == nil {
+		c.Evidence = func() Evidence { return Evidence{} }
+	}
+	g := &Guard{board: newBoard(c.Resync), evidence: c.Evidence}
 	g.policy.Store(&c.Policy)
 	for _, l := range c.Layers {
 		g.keepers = append(g.keepers, newKeeper(l, &c, g.policy.Load, g.board.add(l.ID())))
@@ -79,7 +85,7 @@ func New(c Config) *Guard {
 }
 
 // Status is what is known now.
-func (g *Guard) Status() Status { return g.board.status(time.Now()) }
+func (g *Guard) Status() Status { return g.board.status(time.Now(), g.evidence()) }
 
 // Wake asks the keepers of the given layers for a look, of all if none is given. It never blocks, and any number of calls
 // before the look are one. A keeper that has nothing to do with what has changed had better sleep: it would compete for the

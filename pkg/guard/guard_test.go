@@ -393,10 +393,10 @@ func TestStatusGoesStale(t *testing.T) {
 	}
 	g.look()
 	now := time.Now()
-	if s := g.board.status(now.Add(freshPeriods*resync - time.Second)); !s.Protected || s.Layers[0].State != layer.Enforced {
+	if s := g.board.status(now.Add(freshPeriods*resync-time.Second), Evidence{}); !s.Protected || s.Layers[0].State != layer.Enforced {
 		t.Errorf("within three resync periods: %+v", s)
 	}
-	if s := g.board.status(now.Add(freshPeriods*resync + time.Second)); s.Protected || s.Layers[0].State != layer.Unknown {
+	if s := g.board.status(now.Add(freshPeriods*resync+time.Second), Evidence{}); s.Protected || s.Layers[0].State != layer.Unknown {
 		t.Errorf("after three resync periods: %+v", s)
 	}
 	if b := newBoard(100 * time.Millisecond); b.fresh != minFresh {
@@ -646,9 +646,56 @@ func TestJudge(t *testing.T) {
 		for i, r := range c.readings {
 			layers = append(layers, LayerStatus{ID: layer.ID{Name: fmt.Sprint("fake", i/2), Family: imds.Families[i%2]}, Reading: r})
 		}
-		s := Judge(layers)
+		s := Judge(layers, Evidence{})
 		if s.Protected != c.protected || s.AnyInterface != c.anyInterface || s.Open != c.open || s.Degraded != c.degraded {
 			t.Errorf("%+v: protected %t, any interface %t, open %t, degraded %t", c.readings, s.Protected, s.AnyInterface, s.Open, s.Degraded)
+		}
+	}
+}
+
+// What is known beside the layers: with a way past FORWARD sockets have to be refused as well, in each family; while it is not known
+// whether there is one, nobody can tell; and an answer to a packet of our own outweighs every reading.
+func TestJudgeByEvidence(t *testing.T) {
+	var (
+		in             = layer.Reading{State: layer.Enforced, AnyInterface: true}
+		out            = layer.Reading{State: layer.Missing}
+		none           = layer.Reading{State: layer.Unsupported}
+		noPath         = layer.Reading{State: layer.Unsupported, NoPath: true}
+		sockets        = layer.Reading{State: layer.Enforced, SocketsOnly: true}
+		socketsOut     = layer.Reading{State: layer.Missing, SocketsOnly: true}
+		socketsUnknown = layer.Reading{State: layer.Unknown, SocketsOnly: true}
+
+		past       = Evidence{Bypasses: []string{"a macvlan"}}
+		unsearched = Evidence{Unsearched: errors.New("no")}
+		answered   = Evidence{Answered: "by FORWARD"}
+		notProbed  = Evidence{NotProbed: errors.New("no")}
+	)
+	for _, c := range []struct {
+		evidence                           Evidence
+		readings                           []layer.Reading // of the layers fake0 ipv4, fake0 ipv6, fake1 ipv4, fake1 ipv6
+		protected, forward, open, degraded bool
+	}{
+		{past, []layer.Reading{in, in}, false, true, true, false},
+		{past, []layer.Reading{in, in, none, none}, false, true, true, false},
+		{past, []layer.Reading{in, in, sockets, sockets}, true, true, false, false},
+		{past, []layer.Reading{in, in, sockets, socketsOut}, false, true, true, true},
+		{past, []layer.Reading{in, in, socketsUnknown, sockets}, false, true, false, true},
+		{past, []layer.Reading{in, out, sockets, sockets}, false, false, true, true},
+		{past, []layer.Reading{in, noPath, sockets, sockets}, true, true, false, false},
+		{past, []layer.Reading{in, noPath, sockets, none}, false, true, true, false},
+		{unsearched, []layer.Reading{in, in}, false, true, false, false},
+		{unsearched, []layer.Reading{in, in, sockets, socketsOut}, false, true, false, true},
+		{unsearched, []layer.Reading{in, in, sockets, sockets}, true, true, false, false},
+		{answered, []layer.Reading{in, in, sockets, sockets}, false, true, true, false},
+		{notProbed, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
+	} {
+		var layers []LayerStatus
+		for i, r := range c.readings {
+			layers = append(layers, LayerStatus{ID: layer.ID{Name: fmt.Sprint("fake", i/2), Family: imds.Families[i%2]}, Reading: r})
+		}
+		s := Judge(layers, c.evidence)
+		if s.Protected != c.protected || s.Forward != c.forward || s.Open != c.open || s.Degraded != c.degraded {
+			t.Errorf("%+v with %+v: protected %t, forward %t, open %t, degraded %t", c.readings, c.evidence, s.Protected, s.Forward, s.Open, s.Degraded)
 		}
 	}
 }

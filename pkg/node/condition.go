@@ -23,6 +23,7 @@ const (
 	// False.
 	ReasonNotInForce = "RulesNotInForce"
 	ReasonNotCovered = "InterfaceNotCovered"
+	ReasonAnswered   = "ProbeAnswered"
 	// Unknown.
 	ReasonUnreadable  = "RulesUnreadable"
 	ReasonNotVerified = "NotVerified"
@@ -65,9 +66,15 @@ func Judge(s guard.Status, c Coverage) Condition {
 	}
 	switch {
 	case s.Protected:
+	case s.Answered != "":
+		return Condition{corev1.ConditionFalse, ReasonAnswered,
+			"Pods may reach the instance metadata service: " + strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
 	case s.Open:
 		return Condition{corev1.ConditionFalse, ReasonNotInForce,
-			"Pods may reach the instance metadata service: " + strings.Join(append(wrong, unknown...), "; ")}
+			"Pods may reach the instance metadata service: " + strings.Join(append(append(wrong, unknown...), s.Reasons()...), "; ")}
+	case s.Forward && s.Unsearched != nil:
+		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
+			"What the node forwards is stopped, but " + strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
 	case stale(s):
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified, "Nothing is known: " + strings.Join(unknown, "; ")}
 	case len(unknown) > 0:
@@ -88,11 +95,14 @@ func Judge(s guard.Status, c Coverage) Condition {
 	if s.Degraded {
 		return Condition{corev1.ConditionTrue, ReasonDegraded,
 			"Pods are kept from the instance metadata service by " + strings.Join(read, " and ") + "; but " +
-				strings.Join(append(wrong, unknown...), "; ")}
+				strings.Join(append(append(wrong, unknown...), s.Reasons()...), "; ")}
 	}
-	return Condition{corev1.ConditionTrue, ReasonVerified,
-		"Pods are kept from the instance metadata service: the rules for " + strings.Join(read, " and ") +
-			" were read back from the kernel."}
+	message := "Pods are kept from the instance metadata service: the rules for " + strings.Join(read, " and ") +
+		" were read back from the kernel."
+	for _, reason := range s.Reasons() {
+		message += " But " + reason + "."
+	}
+	return Condition{corev1.ConditionTrue, ReasonVerified, message}
 }
 
 // stale reports that what is unknown is so because nobody has looked, or not lately; a reading that failed has an error.

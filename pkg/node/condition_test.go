@@ -78,12 +78,43 @@ func TestJudge(t *testing.T) {
 					}
 				}
 			}
-			s := guard.Judge(read)
+			s := guard.Judge(read, guard.Evidence{})
 			c := Judge(s, tt.Coverage)
 			if c.Status != tt.status || c.Reason != tt.reason || !strings.Contains(c.Message, tt.message) {
 				t.Errorf("%+v", c)
 			}
 		})
+	}
+}
+
+// What is known beside the layers decides, and is in the message.
+func TestJudgeByEvidence(t *testing.T) {
+	in, socketsOut := layer.Reading{State: layer.Enforced, AnyInterface: true}, layer.Reading{State: layer.Missing, SocketsOnly: true}
+	sockets := layer.Reading{State: layer.Enforced, SocketsOnly: true}
+	past := guard.Evidence{Bypasses: []string{"macvlan: interface mv0"}}
+	for _, tt := range []struct {
+		evidence guard.Evidence
+		sockets  layer.Reading
+		status   corev1.ConditionStatus
+		reason   string
+		message  string
+	}{
+		{past, sockets, corev1.ConditionTrue, ReasonVerified, "But pods' packets go past FORWARD (macvlan: interface mv0), where"},
+		{past, socketsOut, corev1.ConditionFalse, ReasonNotInForce, "cgroup ipv4 rules are missing; cgroup ipv6 rules are missing; pods' packets go past"},
+		{past, layer.Reading{State: layer.Unknown, SocketsOnly: true, Err: errors.New("no")}, corev1.ConditionUnknown, ReasonUnreadable, "cgroup ipv4 rules are unknown"},
+		{guard.Evidence{Unsearched: errors.New("no list")}, socketsOut, corev1.ConditionUnknown, ReasonNotVerified, "is stopped, but whether pods' packets go past FORWARD is not known: no list"},
+		{guard.Evidence{Answered: "by FORWARD"}, sockets, corev1.ConditionFalse, ReasonAnswered, "metadata service: a packet of our own was let through: by FORWARD"},
+		{guard.Evidence{NotProbed: errors.New("no pattern")}, sockets, corev1.ConditionTrue, ReasonDegraded, "; but no packet of our own could be sent: no pattern"},
+	} {
+		var read []guard.LayerStatus
+		for _, f := range imds.Families {
+			read = append(read, guard.LayerStatus{ID: layer.ID{Name: "route", Family: f}, Reading: in},
+				guard.LayerStatus{ID: layer.ID{Name: "cgroup", Family: f}, Reading: tt.sockets})
+		}
+		c := Judge(guard.Judge(read, tt.evidence), Coverage{})
+		if c.Status != tt.status || c.Reason != tt.reason || !strings.Contains(c.Message, tt.message) {
+			t.Errorf("%+v: %+v", tt.evidence, c)
+		}
 	}
 }
 

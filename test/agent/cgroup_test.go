@@ -96,6 +96,41 @@ func TestSockets(t *testing.T) {
 	}
 }
 
+// A node with a way past FORWARD is not protected by what stops packets there, however many layers do; nor while nobody can be
+// refused a socket.
+func TestPastForward(t *testing.T) {
+	t.Parallel()
+	n, extra := threeLayers(t)
+	n.sh("NETNS=%s; %s", n.pod.Path(), macvlan)
+	way := "past FORWARD (macvlan: interface mv0 of the pod behind " + n.pod.Ifname + ")"
+	checks := func(code int, want ...string) {
+		t.Helper()
+		got, stdout, stderr := n.guard(append([]string{"check"}, extra...)...)
+		for _, part := range want {
+			if got != code || !strings.Contains(stdout, part) {
+				t.Errorf("check ends with %d, not %d, and says, without %q,\n%s%s", got, code, part, stdout, stderr)
+			}
+		}
+	}
+	a := n.startReady(append(extra, "--resync-period", "200ms")...)
+	checks(0, way, "no raw frames (AF_PACKET)")
+	n.sh("umount /sys/fs/bpf") // and the layer can't be read any more, be it in force or not
+	eventually(t, "the node is not protected", func() bool { return a.metric("imds_guard_protected") == 0 && !a.ready() })
+	a.kill()
+
+	n.layers = "iptables,route"
+	extra = nil
+	a = n.start("--resync-period", "200ms")
+	eventually(t, "both layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
+	if body, err := a.get("/readyz"); err == nil || a.metric("imds_guard_protected") == 1 {
+		t.Errorf("ready with a macvlan beside both layers: %s", body)
+	}
+	checks(1, way)
+	n.sh("nsenter --net=%s ip link del mv0", n.pod.Path())
+	eventually(t, "it is ready without the macvlan", a.ready)
+	checks(0)
+}
+
 // A node without cgroup v2 can't have the layer. That is said once, and degrades nothing.
 func TestNoCgroup2(t *testing.T) {
 	t.Parallel()

@@ -36,9 +36,9 @@ func kernelPaths() (list []path) {
 	return list
 }
 
-func TestPathsOfTheKernel(t *testing.T) { tryPaths(t, kernelPaths(), false) }
+func TestPathsOfTheKernel(t *testing.T) { tryPaths(t, kernelPaths(), closed) }
 
-// IPVS sends on by OUTPUT; an ipvlan in mode L3 as if its packets were the node's own.
+// IPVS sends on by OUTPUT.
 func TestOpenPathsOfTheKernel(t *testing.T) {
 	tryPaths(t, []path{
 		{
@@ -48,6 +48,12 @@ func TestOpenPathsOfTheKernel(t *testing.T) {
 				"ipvsadm -A -t " + service4 + ":80 -s rr; ipvsadm -a -t " + service4 + ":80 -r " + testnode.IMDSv4 + ":80 -m",
 			of("tcp", 10, service4, service6, 80)(imds.IPv4),
 		},
+	}, open)
+}
+
+// An ipvlan in mode L3 sends as if its packets were the node's own.
+func TestBypassPathsOfTheKernel(t *testing.T) {
+	tryPaths(t, []path{
 		{
 			"an ipvlan in mode L3", imds.IPv4,
 			`modprobe ipvlan; ip link add iv0 link eth0 type ipvlan mode l3; ip link set iv0 netns "$NETNS"`,
@@ -60,5 +66,5 @@ func TestOpenPathsOfTheKernel(t *testing.T) {
 				return dial(n.pod.Namespace, "tcp", testnode.IMDSv4+":80", 10)
 			},
 		},
-	}, true)
+	}, bypassed)
 }

@@ -191,16 +191,17 @@ const podLink = "veth01234567" // none that a pattern of the default names
 
 // By every path packets come to the endpoint as long as nothing guards it, and none does by any when the route layer, alone,
 // is in force.
-func TestPaths(t *testing.T) { tryPaths(t, paths(), false) }
+func TestPaths(t *testing.T) { tryPaths(t, paths(), closed) }
 
-// What the documents say is open stays so. If this fails, a layer does more than they promise: say so there.
-func TestOpenPaths(t *testing.T) {
+// What goes past FORWARD stays open to the layers of packets, and the node is not called protected with them alone. If this
+// fails, a layer does more than the documents promise: say so there.
+func TestBypassPaths(t *testing.T) {
 	tryPaths(t, []path{{"macvlan", imds.IPv4, macvlan, func(n *node) error {
 		if err := n.useMacvlan(); err != nil {
 			return err
 		}
 		return dial(n.pod.Namespace, "tcp", testnode.IMDSv4+":80", 10)
-	}}}, true)
+	}}}, bypassed)
 }
 
 // macvlan is a script for the node that gives the namespace NETNS a macvlan on the uplink.
@@ -215,16 +216,24 @@ func (n *node) useMacvlan() error {
 	return nil
 }
 
-// tryPaths sends by each path, without a guard and with the route layer alone; with iptables' beside it if they are to stay
-// open.
-func tryPaths(t *testing.T, list []path, open bool) {
+// outcome is what the layers of packets do about a path.
+type outcome int
+
+const (
+	closed   outcome = iota // by the route layer alone
+	open                    // with both
+	bypassed                // open, and the agent sees it
+)
+
+// tryPaths sends by each path, without a guard and with one.
+func tryPaths(t *testing.T, list []path, want outcome) {
 	t.Parallel()
 	for _, p := range list {
 		t.Run(strings.ReplaceAll(p.name, " ", "_")+"/"+string(p.family), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t)
 			n.layers = route.LayerName
-			if open {
+			if want != closed {
 				n.layers = rules.LayerName + "," + route.LayerName
 			}
 			var err error
@@ -242,10 +251,14 @@ func tryPaths(t *testing.T, list []path, open bool) {
 				}
 			}
 			eventually(t, "packets arrive while nothing guards", func() bool { send(); return arrivals() > 0 })
-			n.startReady("--interface", "eni+,veth+")
+			a := n.start("--interface", "eni+,veth+")
+			eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
 			before := arrivals()
-			if open {
+			if want != closed {
 				eventually(t, "packets arrive as before", func() bool { send(); return arrivals() > before })
+				if says := a.metric("imds_guard_protected") == 1; says != (want == open) {
+					t.Errorf("the agent calls the node protected: %t", says)
+				}
 				return
 			}
 			send()

@@ -1,0 +1,97 @@
+// The search again and again.
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// pause is the shortest time between two searches: each asks for the interfaces of every pod.
+const pause = time.Second
+
+// ErrNotSearched is the Err of what was found before the first search.
+var ErrNotSearched = errors.New("nobody has looked yet")
+
+// Found is what the last search came to.
+type Found struct {
+	// Ways are those by which pods' packets go past FORWARD, each in words.
+	Ways []string
+	// Err says why there may be others.
+	Err error
+}
+
+// Watch searches whenever it is woken, and once in a resync period.
+type Watch struct {
+	// Resync is the longest time between two searches.
+	Resync time.Duration
+	// Changed is called, from the goroutine of Run, when something else was found than the last time.
+	Changed func(Found)
+
+	wake  chan struct{}
+	first chan struct{} // closed after the first search
+	found atomic.Pointer[Found]
+}
+
+// NewWatch makes a watch that has not searched yet.
+func NewWatch(resync time.Duration, changed func(Found)) *Watch {
+	w := &Watch{Resync: resync, Changed: changed, wake: make(chan struct{}, 1), first: make(chan struct{})}
+	w.found.Store(&Found{Err: ErrNotSearched})
+	return w
+}
+
+// Found returns what is known. It may be called from any goroutine.
+func (w *Watch) Found() Found { return *w.found.Load() }
+
+// Wake asks for a search. It never blocks.
+func (w *Watch) Wake() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// First returns after the first search, or after the patience given.
+func (w *Watch) First(patience time.Duration) {
+	select {
+	case <-w.first:
+	case <-time.After(patience):
+	}
+}
+
+// Run searches until ctx ends. To be called once.
+func (w *Watch) Run(ctx context.Context) {
+	resync := time.NewTicker(w.Resync)
+	defer resync.Stop()
+	w.search()
+	close(w.first)
+	for ; ctx.Err() == nil; w.search() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-resync.C:
+		}
+	}
+}
+
+func (w *Watch) search() {
+	before := w.Found()
+	ways, err := List()
+	now := Found{ways, err}
+	if err != nil && before.Err != ErrNotSearched {
+		now.Ways = before.Ways
+	}
+	w.found.Store(&now)
+	if !slices.Equal(before.Ways, now.Ways) || (before.Err == nil) != (now.Err == nil) {
+		w.Changed(now)
+	}
+}

@@ -1,0 +1,105 @@
+// What follows from the layers' states, and from what else is known of the node.
+
+package guard
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+)
+
+// Evidence is what is known of the node beside the layers' readings.
+type Evidence struct {
+	// Bypasses are the ways of pods' packets past the hook FORWARD that were seen on the node, in words. What goes by one, only
+	// a layer that refuses sockets stops.
+	Bypasses []string
+	// Unsearched says why it is not known whether there are any.
+	Unsearched error
+	// Answered says which packet of our own was let through, whatever was read back; empty for none.
+	Answered string
+	// NotProbed says why no such packet could be sent.
+	NotProbed error
+}
+
+// Status is what is known of all layers at one moment, and what follows from it. Paths are protected, not layers: what the
+// node forwards in a family is closed by any one of the family's layers that stop packets; where there is a way past FORWARD,
+// it is closed by one that refuses sockets.
+type Status struct {
+	Layers []LayerStatus
+	Evidence
+	// Protected: every path of every family is closed by at least one layer that was read back from the kernel, not too long ago,
+	// and nothing says that this has changed.
+	Protected bool
+	// Forward: what the node forwards is stopped so, in every family; AnyInterface: by whatever interface it comes in, not only by
+	// those that the policy names.
+	Forward, AnyInterface bool
+	// Open: at least one path is known not to be closed. If neither this nor Protected, nobody can tell.
+	Open bool
+	// Degraded: a layer that the node can have is not known to be in force, or no packet of our own could be sent.
+	Degraded bool
+}
+
+// path is one way to the endpoint, in one family.
+type path struct{ closed, anyInterface, unknown bool }
+
+func (p *path) add(l LayerStatus) {
+	protects := l.State.Protects()
+	p.closed = p.closed || protects || l.NoPath
+	p.anyInterface = p.anyInterface || protects && l.AnyInterface || l.NoPath
+	p.unknown = p.unknown || l.State == layer.Unknown
+}
+
+// Judge says what follows. A family that no packet crosses the node in needs no layer, but one family has to be left. A layer of
+// sockets alone never closes the forwarding path: what it misses comes by there.
+func Judge(layers []LayerStatus, e Evidence) Status {
+	s := Status{Layers: layers, Evidence: e}
+	forward, sockets := map[imds.Family]path{}, map[imds.Family]path{}
+	for _, l := range layers {
+		protects := l.State.Protects()
+		f, k := forward[l.Family], sockets[l.Family]
+		if l.SocketsOnly {
+			k.add(l)
+		} else {
+			f.add(l)
+			s.Forward = s.Forward || protects
+		}
+		forward[l.Family], sockets[l.Family] = f, k
+		s.Degraded = s.Degraded || l.State != layer.Unsupported && !protects
+	}
+	s.AnyInterface = s.Forward
+	for _, p := range forward {
+		s.Forward = s.Forward && p.closed
+		s.AnyInterface = s.AnyInterface && p.anyInterface
+		s.Open = s.Open || !p.closed && !p.unknown
+	}
+	s.Protected = s.Forward && e.Answered == ""
+	if len(e.Bypasses) > 0 || e.Unsearched != nil {
+		for _, p := range sockets {
+			s.Protected = s.Protected && p.closed
+			s.Open = s.Open || !p.closed && !p.unknown && len(e.Bypasses) > 0
+		}
+	}
+	s.Open = s.Open || e.Answered != ""
+	s.Degraded = s.Degraded || e.NotProbed != nil
+	return s
+}
+
+// Reasons say, for a person, what else there is to know than the layers' states: what is open, or what would be without a layer.
+func (s Status) Reasons() (reasons []string) {
+	if s.Answered != "" {
+		reasons = append(reasons, "a packet of our own was let through: "+s.Answered)
+	}
+	if len(s.Bypasses) > 0 {
+		reasons = append(reasons, fmt.Sprintf("pods' packets go past FORWARD (%s), where only the layer cgroup stops them, and no raw frames (AF_PACKET)",
+			strings.Join(s.Bypasses, ", ")))
+	}
+	if s.Unsearched != nil {
+		reasons = append(reasons, "whether pods' packets go past FORWARD is not known: "+s.Unsearched.Error())
+	}
+	if s.NotProbed != nil {
+		reasons = append(reasons, "no packet of our own could be sent: "+s.NotProbed.Error())
+	}
+	return reasons
+}
