@@ -40,7 +40,7 @@ exit $failed
 TEST
 failed=0
 for version in "$@"; do
-  (test/kernels/boot.sh "$version" "$dir" 2700 | sed -u "s/^/$version: /") &
+  (test/kernels/boot.sh "$version" "$dir" 1800 | sed -u "s/^/$version: /") &
   booted+=($!)
 done
 for pid in "${booted[@]}"; do wait "$pid" || failed=1; done
