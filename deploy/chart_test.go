@@ -104,7 +104,7 @@ var valueOf = map[string]string{
 }
 
 // chartOwn are defaults of values that are not the flag's own default, because the chart knows where the agent runs.
-var chartOwn = map[string]string{"log-format": "json", "health-bind-address": "127.0.0.1:9168"}
+var chartOwn = map[string]string{"log-format": "json", "probe-interval": "5m", "health-bind-address": "127.0.0.1:9168"}
 
 // A flag that equals its default is left out of the manifest: so the chart's default has to be the program's.
 func TestEveryFlagHasAValue(t *testing.T) {
@@ -196,10 +196,11 @@ func TestValues(t *testing.T) {
 		{
 			"every flag", []string{
 				"agent.interface={eni+,vlan+}", "agent.layers={iptables}", "agent.backend=nft", "agent.verdict=reject", "agent.resyncPeriod=1m30s",
+				"agent.probeInterval=10m",
 				"agent.kubernetes=on", "agent.metricsBindAddress=:9999", "agent.healthBindAddress=127.0.0.1:9998",
 				"webConfig.secretName=web", "agent.logLevel=debug", "agent.logFormat=text",
 			},
-			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--layers=iptables","--backend=nft","--verdict=reject","--resync-period=1m30s",` +
+			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--layers=iptables","--backend=nft","--verdict=reject","--resync-period=1m30s","--probe-interval=10m",` +
 				`"--kubernetes=on","--metrics-bind-address=:9999","--health-bind-address=127.0.0.1:9998",` +
 				`"--web-config-file=/etc/imds-guard/web/web-config.yml","--log-level=debug","--log-format=text"]`}},
 		},
@@ -332,8 +333,8 @@ func TestValues(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			// Most are about the metrics address, which the probes then use too.
-			docs := mustRender(t, append([]string{"agent.healthBindAddress="}, tt.values...)...)
+			// Most are about the metrics address, which the kubelet's probes then use too.
+			docs := mustRender(t, append([]string{"agent.healthBindAddress=", "agent.probeInterval=0s"}, tt.values...)...)
 			docs.check(t, tt.checks)
 			acceptArgs(t, docs)
 		})
@@ -368,7 +369,7 @@ func TestWithoutKubernetes(t *testing.T) {
 		docs.kinds(t, "ServiceAccount/imds-guard", "DaemonSet/imds-guard")
 		docs.check(t, []check{
 			{pod + "automountServiceAccountToken", `false`},
-			{agent + "args", `["run","--interface=eni+","--kubernetes=off","--health-bind-address=127.0.0.1:9168"]`},
+			{agent + "args", `["run","--interface=eni+","--probe-interval=5m","--kubernetes=off","--health-bind-address=127.0.0.1:9168"]`},
 			{agent + "env", `[` + addresses + `]`},
 		})
 	}

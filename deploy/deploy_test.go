@@ -128,7 +128,7 @@ func agentChecks(securityContext string) []check {
 			`{"policyName":"imds-guard-events","validationActions":["Deny"]}`},
 
 		{daemonSet + "spec updateStrategy", `{"rollingUpdate":{"maxUnavailable":1},"type":"RollingUpdate"}`},
-		{agent + "args", `["run","--interface=eni+","--health-bind-address=127.0.0.1:9168"]`},
+		{agent + "args", `["run","--interface=eni+","--probe-interval=5m","--health-bind-address=127.0.0.1:9168"]`},
 		{agent + "ports", `[{"containerPort":9169,"name":"metrics","protocol":"TCP"},` +
 			`{"containerPort":9168,"name":"health","protocol":"TCP"}]`},
 		{agent + "startupProbe httpGet", `{"host":"127.0.0.1","path":"/healthz","port":"health"}`},

@@ -16,6 +16,7 @@ import (
 func newCheck() *cobra.Command {
 	options := config.NewOptions()
 	var output string
+	var toProbe bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "One look at this node, changing nothing; exit 0 protected, 1 not protected, 2 can't tell",
@@ -31,7 +32,7 @@ func newCheck() *cobra.Command {
 			if err := requireNetAdmin("reading rules"); err != nil {
 				return err
 			}
-			found, err := agent.NewCheck(c)
+			found, err := agent.NewCheck(c, toProbe)
 			if err != nil {
 				return err
 			}
@@ -53,6 +54,7 @@ func newCheck() *cobra.Command {
 		},
 	}
 	options.AddTo(cmd.Flags())
+	cmd.Flags().BoolVar(&toProbe, "probe", false, "send a packet as a pod would, and connect a socket, and see them stopped")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/probe"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -88,6 +89,7 @@ func remove(out io.Writer, patterns []ifpattern.Pattern) (found bool, err error)
 			}
 		}
 	}
+	errs = append(errs, probe.Cleanup())
 	return found, errors.Join(errs...)
 }
 

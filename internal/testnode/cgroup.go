@@ -9,8 +9,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -78,29 +80,39 @@ func (n *Node) removeCgroups() error {
 	return nil
 }
 
+// InContainer makes a command that has yet to start one of a pod's container, by its cgroup alone. What it returns has to be open
+// until the command has started.
+func (n *Node) InContainer(cmd *exec.Cmd) (io.Closer, error) {
+	if _, err := n.PodsCgroup(); err != nil {
+		return nil, err
+	}
+	container, err := os.Open(n.containerCgroup())
+	if err != nil {
+		return nil, fmt.Errorf("opening a container's cgroup: %w", err)
+	}
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(container.Fd())
+	return container, nil
+}
+
 // SocketCalls makes socket calls as a process of a container of a pod, in a network namespace: each "HOW ADDRESS:PORT", where
 // HOW is tcp, udp, udp-sendto, fastopen or mptcp. It returns what came of each: "sent", or the error's name, such as EPERM.
 // The program that calls it has to begin with [RunSocketCalls].
 func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, err error) {
-	if _, err := n.PodsCgroup(); err != nil {
-		return nil, err
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
 	}
-	container, err := os.Open(n.containerCgroup())
-	if err != nil {
-		return nil, fmt.Errorf("making socket calls: %w", err)
-	}
-	defer container.Close()
 	list, err := json.Marshal(calls)
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
 	}
 	cmd := in.Command(context.Background(), self)
 	cmd.Env = append(os.Environ(), callsEnv+"="+string(list))
-	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(container.Fd())
+	container, err := n.InContainer(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("making socket calls: %w", err)
+	}
+	defer container.Close()
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)

@@ -40,6 +40,7 @@ type agent struct {
 	guard     *guard.Guard
 	links     *ifwatch.Watch
 	datapath  *datapath.Watch
+	prober    prober
 	observer  *observer
 	cluster   *cluster
 	started   time.Time
@@ -103,6 +104,9 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 		Layers: layers, Policy: c.Policy(), Resync: c.Resync, Log: log,
 		Recorder: recorder{a.metrics, a.cluster}, Looked: a.observer.Wake, Suspect: a.suspect, Evidence: a.evidence,
 	})
+	a.prober = prober{
+		probes: probes{c.Interfaces, a.freshLooks, newOwnPackets()}, interval: c.ProbeInterval, log: log, ended: a.probed,
+	}
 	a.datapath = datapath.NewWatch(c.Resync, a.bypassesChanged)
 	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.linksChanged, Lost: a.lost(metrics.WatcherInterfaces)}
 	if selector != nil {
@@ -124,7 +128,7 @@ func (a *agent) parts() []func(context.Context) {
 		parts = append(parts, a.cluster.reporter.Run)
 	}
 	if a.elsewhere == "" {
-		parts = append(parts, a.observe, a.links.Run, a.remember)
+		parts = append(parts, a.observe, a.links.Run, a.remember, a.prober.run)
 		if a.selector != nil {
 			parts = append(parts, a.nft.Run, a.legacy.Run)
 		}
@@ -139,6 +143,9 @@ func (a *agent) parts() []func(context.Context) {
 // status is what is known of the layers. In another network namespace than the node's that is nothing.
 func (a *agent) status() guard.Status {
 	s := a.guard.Status()
+	for i, l := range s.Layers {
+		s.Layers[i].Blocked = a.prober.own.others(l.ID, l.Blocked)
+	}
 	if a.elsewhere != "" {
 		for i := range s.Layers {
 			s.Layers[i].Reading = layer.Reading{State: layer.Unknown, Detail: a.elsewhere}
@@ -150,8 +157,17 @@ func (a *agent) status() guard.Status {
 
 // evidence is what is known beside the layers' readings.
 func (a *agent) evidence() guard.Evidence {
-	found := a.datapath.Found()
-	return guard.Evidence{Bypasses: found.Ways, Unsearched: found.Err}
+	e, found := a.prober.evidence(), a.datapath.Found()
+	e.Bypasses, e.Unsearched = found.Ways, found.Err
+	return e
+}
+
+// probed tells of the probes that have ended.
+func (a *agent) probed(results []Probe) {
+	for _, r := range results {
+		a.metrics.Probed(r.Path, r.Family, r.Result)
+	}
+	a.observer.Wake()
 }
 
 // linksChanged asks for a look at everything that pods' interfaces make a difference to.

@@ -29,6 +29,8 @@ type Check struct {
 	Interfaces CheckLinks    `json:"interfaces"`
 	// Bypasses are the ways past FORWARD that were seen, where only the layer cgroup stops what pods send.
 	Bypasses []string `json:"bypasses"`
+	// Probes are what came of packets of our own, if some were asked for.
+	Probes []Probe `json:"probes,omitempty"`
 
 	status guard.Status
 }
@@ -58,8 +60,8 @@ var (
 	ErrUnknown      = errors.New("can't tell whether this node is protected")
 )
 
-// NewCheck looks. The error says that no look was possible.
-func NewCheck(c config.Config) (Check, error) {
+// NewCheck looks, and sends packets of our own if it is to probe. The error says that no look was possible.
+func NewCheck(c config.Config, toProbe bool) (Check, error) {
 	if why := OutsideNode(); why != "" {
 		return Check{}, fmt.Errorf("%w: %s", ErrUnknown, why)
 	}
@@ -79,17 +81,23 @@ func NewCheck(c config.Config) (Check, error) {
 	if selector != nil {
 		check.Backend = selector.Current()
 	}
-	var read []guard.LayerStatus
-	for _, l := range layers {
-		r := l.Look(c.Policy(), func(string) {}).Reading
-		read = append(read, guard.LayerStatus{ID: l.ID(), Reading: r})
-		check.Families = append(check.Families, CheckFamily{
-			l.ID().Family, l.ID().Name, r.State, r.Detail, append([]string{}, r.Rules...),
-		})
+	look := func() (read []guard.LayerStatus) {
+		for _, l := range layers {
+			read = append(read, guard.LayerStatus{ID: l.ID(), Reading: l.Look(c.Policy(), func(string) {}).Reading})
+		}
+		return read
 	}
-	ways, err := datapath.List()
-	check.Bypasses = append([]string{}, ways...)
-	check.status = guard.Judge(read, guard.Evidence{Bypasses: ways, Unsearched: err})
+	if toProbe {
+		check.Probes = probes{patterns: c.Interfaces, look: look}.all()
+	}
+	read := look()
+	for _, l := range read {
+		check.Families = append(check.Families, CheckFamily{l.Family, l.Name, l.State, l.Detail, append([]string{}, l.Rules...)})
+	}
+	evidence := probesEvidence(check.Probes)
+	evidence.Bypasses, evidence.Unsearched = datapath.List()
+	check.Bypasses = append([]string{}, evidence.Bypasses...)
+	check.status = guard.Judge(read, evidence)
 	check.Degraded = check.status.Degraded
 	check.Interfaces = checkLinks(c, check.status)
 	check.Protected = check.Verdict() == nil
@@ -157,6 +165,9 @@ func (c Check) String() string {
 		for _, rule := range f.Rules {
 			fmt.Fprintf(&b, "               %s\n", rule)
 		}
+	}
+	for _, p := range c.Probes {
+		fmt.Fprintf(&b, "probe          %s\n", p)
 	}
 	for _, reason := range c.status.Reasons() {
 		fmt.Fprintf(&b, "note           %s\n", reason)

@@ -72,7 +72,7 @@ func (a *agent) connect(ctx context.Context, b Build) {
 // known is what the reporter may say of the node now.
 func (a *agent) known() node.Knowledge {
 	s := a.status()
-	return node.Knowledge{Condition: node.Judge(s, *a.cluster.coverage.Load()), Admit: admits(s)}
+	return node.Knowledge{Condition: node.Judge(s, *a.cluster.coverage.Load()), Admit: admits(s) && !a.prober.pending()}
 }
 
 // looked tells the cluster what there is to know after a look.

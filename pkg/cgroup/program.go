@@ -42,11 +42,18 @@ func Hooks(f imds.Family) (names []string) {
 	return names
 }
 
-// Where struct bpf_sock_addr has the address that is connected or sent to (include/uapi/linux/bpf.h), in network byte order.
+// Where struct bpf_sock_addr has the address that is connected or sent to, in network byte order, and the socket; and where struct
+// bpf_sock has the socket's mark (include/uapi/linux/bpf.h).
 const (
-	userIP4 = 4
-	userIP6 = 8
+	userIP4  = 4
+	userIP6  = 8
+	socket   = 64
+	sockMark = 16
 )
+
+// probeMark is the mark (SO_MARK) of a socket that is refused in the node's own network namespace, too: that of Ask. It takes
+// CAP_NET_ADMIN, and nobody else has a reason to choose it.
+const probeMark = 0x494d4453
 
 // where returns the words of the address, as the hook sees them, and where the first one is.
 func (h hook) where(address netip.Addr) (words []uint32, offset int16) {
@@ -62,7 +69,7 @@ func (h hook) where(address netip.Addr) (words []uint32, offset int16) {
 }
 
 // program is what runs at the hook: calls to the address from another network namespace than the node's own, which its cookie
-// names, are counted in a map, by its descriptor, and refused; all others are let through.
+// names, and calls of Ask are counted in a map, by its descriptor, and refused; all others are let through.
 func (h hook) program(address netip.Addr, node uint64, refused int) *ebpf.ProgramSpec {
 	words, offset := h.where(address)
 	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
@@ -76,9 +83,12 @@ func (h hook) program(address netip.Addr, node uint64, refused int) *ebpf.Progra
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.FnGetNetnsCookie.Call(),
 		asm.LoadImm(asm.R1, int64(node), asm.DWord),
-		asm.JEq.Reg(asm.R0, asm.R1, "allow"),
+		asm.JNE.Reg(asm.R0, asm.R1, "count"),
+		asm.LoadMem(asm.R1, asm.R6, socket, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R1, sockMark, asm.Word),
+		asm.JNE.Imm32(asm.R1, probeMark, "allow"),
 
-		asm.StoreImm(asm.RFP, -4, 0, asm.Word), // the only key
+		asm.StoreImm(asm.RFP, -4, 0, asm.Word).WithSymbol("count"), // the only key
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, -4),
 		asm.LoadMapPtr(asm.R1, refused),

@@ -35,6 +35,8 @@ type Config struct {
 	Backend rules.Backend
 	Verdict policy.Verdict
 	Resync  time.Duration
+	// ProbeInterval is how often a packet of our own is sent; 0 for never.
+	ProbeInterval time.Duration
 	// MetricsAddress is empty if the endpoints are off.
 	MetricsAddress string
 	// HealthAddress is empty if /healthz and /readyz are served where the metrics are.
@@ -68,6 +70,12 @@ const (
 	maxResync = time.Hour
 )
 
+// The bounds of the interval between probes, each of which makes an interface for a moment.
+const (
+	minProbeInterval = 10 * time.Second
+	maxProbeInterval = 24 * time.Hour
+)
+
 const off = "off"
 
 // Use says whether the Kubernetes API is used.
@@ -91,6 +99,7 @@ type Options struct {
 	backend        string
 	verdict        string
 	resync         time.Duration
+	probeInterval  time.Duration
 	metricsAddress string
 	healthAddress  string
 	webConfigFile  string
@@ -118,6 +127,8 @@ func NewOptions() *Options {
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
 	f.DurationVar(&o.resync, "resync-period", 10*time.Second,
 		"the slowest that drift can be noticed, whatever event is lost")
+	f.DurationVar(&o.probeInterval, "probe-interval", 0,
+		"how often a packet of our own, sent as a pod would, must be seen stopped; 0 for never")
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":9169",
 		"`address` of /metrics, /healthz and /readyz; off turns them off")
 	f.StringVar(&o.healthAddress, "health-bind-address", "",
@@ -153,6 +164,7 @@ func (o *Options) Load() (Config, error) {
 		Resync:  o.resync,
 
 		PodsCgroup:    o.podsCgroup,
+		ProbeInterval: o.probeInterval,
 		HealthAddress: o.healthAddress,
 		WebConfigFile: o.webConfigFile,
 		Kubernetes:    Use(o.kubernetes),
@@ -203,6 +215,9 @@ func (o *Options) Load() (Config, error) {
 	}
 	if c.Resync < minResync || c.Resync > maxResync {
 		wrong("resync-period", "%s is out of range; use %s to %s", c.Resync, minResync, maxResync)
+	}
+	if p := c.ProbeInterval; p != 0 && (p < minProbeInterval || p > maxProbeInterval) {
+		wrong("probe-interval", "%s is out of range; use %s to %s, or 0 for never", p, minProbeInterval, maxProbeInterval)
 	}
 	if !slices.Contains(uses, c.Kubernetes) {
 		wrong("kubernetes", "%q is none; use %s", o.kubernetes, alternatives(uses))

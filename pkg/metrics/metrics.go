@@ -15,6 +15,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/probe"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -52,6 +53,8 @@ type Metrics struct {
 	lost       *prometheus.CounterVec
 	requests   *prometheus.CounterVec
 	backend    *prometheus.GaugeVec
+	probes     *prometheus.CounterVec
+	probed     *prometheus.GaugeVec
 }
 
 // Layer is a layer whose series exist from the start, with the states that it can be in.
@@ -81,13 +84,17 @@ func New(version, commit string, layers []Layer, requests []string) *Metrics {
 		lost: counterVec("watch_losses_total", "How often a watcher may have missed something; each is made good by a "+
 			"full look.", "watcher"),
 		requests: counterVec("kubernetes_requests_total", "HTTP requests to the Kubernetes API.", "operation", "result"),
-		backend:  gaugeVec("backend_info", "1 for the iptables backend in use.", "backend", "version"),
+		probes: counterVec("probe_results_total", "Packets and socket calls of our own, by what became of them.", "path", "family",
+			"result"),
+		probed: gaugeVec("probe_last_success_timestamp_seconds", "Unix time at which one of our own was last seen stopped; 0 if "+
+			"never.", "path", "family"),
+		backend: gaugeVec("backend_info", "1 for the iptables backend in use.", "backend", "version"),
 	}
 	build := gaugeVec("build_info", "1; the labels describe the build.", "version", "commit", "goversion")
 	build.WithLabelValues(version, commit, runtime.Version()).Set(1)
 
 	m.Registry.MustRegister(statusCollector{m, layers}, m.looks, m.drift, m.repairs, m.repairTime, m.interfaces, m.events, m.failures,
-		m.lost, m.requests, m.backend, build,
+		m.lost, m.requests, m.backend, m.probes, m.probed, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.zero(layers, requests)
 	return m
@@ -120,6 +127,14 @@ func (m *Metrics) zero(layers []Layer, requests []string) {
 	}
 	for _, watcher := range []string{WatcherInterfaces, WatcherNFTables, WatcherLegacy, WatcherRoute} {
 		m.lost.WithLabelValues(watcher)
+	}
+	for _, path := range probe.Paths {
+		for _, f := range imds.Families {
+			m.probed.WithLabelValues(path, string(f))
+			for _, result := range probe.Results {
+				m.probes.WithLabelValues(path, string(f), result)
+			}
+		}
 	}
 	for _, op := range requests {
 		m.requests.WithLabelValues(op, result(true))
@@ -173,6 +188,14 @@ func (m *Metrics) Lost(watcher string) { m.lost.WithLabelValues(watcher).Inc() }
 // Requested counts a request to the Kubernetes API.
 func (m *Metrics) Requested(operation string, ok bool) {
 	m.requests.WithLabelValues(operation, result(ok)).Inc()
+}
+
+// Probed counts a packet or a socket call of our own.
+func (m *Metrics) Probed(path string, f imds.Family, result string) {
+	m.probes.WithLabelValues(path, string(f), result).Inc()
+	if result == probe.Stopped {
+		m.probed.WithLabelValues(path, string(f)).SetToCurrentTime()
+	}
 }
 
 // Backend says which iptables is in use.

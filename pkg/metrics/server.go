@@ -39,8 +39,8 @@ func (s *Server) Run(ctx context.Context) {
 		Registry: s.Metrics.Registry,
 	})))
 	for _, mux := range []*http.ServeMux{all, health} {
-		mux.Handle("GET /healthz", probe(s.Healthy))
-		mux.Handle("GET /readyz", probe(s.Ready))
+		mux.Handle("GET /healthz", verdict(s.Healthy))
+		mux.Handle("GET /readyz", verdict(s.Ready))
 	}
 	pause := s.pause
 	if pause == nil {
@@ -58,7 +58,7 @@ func (s *Server) Run(ctx context.Context) {
 	wg.Wait()
 }
 
-func probe(check func() error) http.HandlerFunc {
+func verdict(check func() error) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		if err := check(); err != nil {

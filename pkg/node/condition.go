@@ -18,8 +18,9 @@ const ConditionType corev1.NodeConditionType = "IMDSProtected"
 // The reasons of the condition, each of one status.
 const (
 	// True.
-	ReasonVerified = "RulesVerified"
-	ReasonDegraded = "LayerNotInForce"
+	ReasonVerified  = "RulesVerified"
+	ReasonDegraded  = "LayerNotInForce"
+	ReasonNotProbed = "NotProbed"
 	// False.
 	ReasonNotInForce = "RulesNotInForce"
 	ReasonNotCovered = "InterfaceNotCovered"
@@ -93,7 +94,11 @@ func Judge(s guard.Status, c Coverage) Condition {
 				first(c.Uncovered)}
 	}
 	if s.Degraded {
-		return Condition{corev1.ConditionTrue, ReasonDegraded,
+		reason := ReasonDegraded
+		if len(wrong)+len(unknown) == 0 {
+			reason = ReasonNotProbed
+		}
+		return Condition{corev1.ConditionTrue, reason,
 			"Pods are kept from the instance metadata service by " + strings.Join(read, " and ") + "; but " +
 				strings.Join(append(append(wrong, unknown...), s.Reasons()...), "; ")}
 	}

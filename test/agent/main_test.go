@@ -78,6 +78,8 @@ type node struct {
 	// layers are those that run and check are told of: iptables' alone, unless a test is about others, since whatever that
 	// one does wrong would not show behind another.
 	layers string
+	// inPod: agents run in the cgroup of a pod, as those of a DaemonSet do.
+	inPod bool
 }
 
 func newNode(t *testing.T) *node {
@@ -95,7 +97,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &node{n, t, pod, rules.LayerName}
+	return &node{Node: n, t: t, pod: pod, layers: rules.LayerName}
 }
 
 // sh runs a script on the node and returns its output.
@@ -304,6 +306,13 @@ func (n *node) startWith(env []string, args ...string) *agent {
 	a := &agent{node: n, cmd: n.Command(context.Background(), binary, args...), log: &testnode.Log{}, done: make(chan struct{})}
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.Env = append(os.Environ(), env...)
+	if n.inPod {
+		container, err := n.InContainer(a.cmd)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		defer container.Close()
+	}
 	if err := a.cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}

@@ -1,0 +1,129 @@
+// Packets and socket calls of our own, and who stopped them.
+
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/probe"
+)
+
+// Probe is what came of one packet, or of one socket call.
+type Probe struct {
+	Path   string      `json:"path"`
+	Family imds.Family `json:"family"`
+	Result string      `json:"result"`
+	// Detail says what happened, if it was not stopped.
+	Detail string `json:"detail,omitempty"`
+	// StoppedBy are the layers that have counted it.
+	StoppedBy []string `json:"stoppedBy"`
+}
+
+// String is for a person.
+func (p Probe) String() string {
+	text := fmt.Sprintf("%s %s %s", p.Path, p.Family, p.Result)
+	if len(p.StoppedBy) > 0 {
+		text += " by " + strings.Join(p.StoppedBy, " and ")
+	}
+	if p.Detail != "" {
+		text += ": " + p.Detail
+	}
+	return text
+}
+
+// probes is how they are made: look reads every layer anew; own, which may be nil, keeps them out of the count of what was stopped.
+type probes struct {
+	patterns []ifpattern.Pattern
+	look     func() []guard.LayerStatus
+	own      *ownPackets
+}
+
+// all probes every path of every family that the layers are about.
+func (p probes) all() (results []Probe) {
+	for _, f := range imds.Families {
+		results = append(results, p.one(probe.PathForward, f, func(l guard.LayerStatus) bool { return !l.SocketsOnly },
+			func([]guard.LayerStatus) (letThrough string, err error) { return p.forward(f) }))
+	}
+	for _, f := range imds.Families {
+		refuses := func(l guard.LayerStatus) bool { return l.SocketsOnly && l.State != layer.Unsupported }
+		if !slices.ContainsFunc(p.look(), func(l guard.LayerStatus) bool { return l.Family == f && refuses(l) }) {
+			continue
+		}
+		results = append(results, p.one(probe.PathSocket, f, refuses, func(before []guard.LayerStatus) (string, error) {
+			refused, err := cgroup.Ask(f, before[0].Place)
+			if err != nil || refused {
+				return "", err
+			}
+			return "a socket was connected", nil
+		}))
+	}
+	return results
+}
+
+// forward says how a packet was let through, if it was.
+func (p probes) forward(f imds.Family) (letThrough string, err error) {
+	seen, err := probe.Forward(f, p.patterns)
+	switch {
+	case seen.Answered:
+		return "the endpoint answered", nil
+	case seen.Left != "":
+		return "it left the node by " + seen.Left, nil
+	}
+	return "", err
+}
+
+// one sends, and finds out by their counters which of the layers that may stop it did.
+func (p probes) one(path string, f imds.Family, may func(guard.LayerStatus) bool,
+	send func(before []guard.LayerStatus) (letThrough string, err error),
+) Probe {
+	result := Probe{Path: path, Family: f, StoppedBy: []string{}}
+	look := func() []guard.LayerStatus {
+		return slices.DeleteFunc(p.look(), func(l guard.LayerStatus) bool { return l.Family != f || !may(l) })
+	}
+	before := look()
+	p.own.expect(before)
+	letThrough, err := send(before)
+	after := look()
+	var missed []guard.LayerStatus
+	for i, l := range before {
+		if after[i].Blocked > l.Blocked {
+			result.StoppedBy = append(result.StoppedBy, l.Name)
+		} else {
+			missed = append(missed, l)
+		}
+	}
+	p.own.missed(missed)
+	switch {
+	case letThrough != "":
+		result.Result, result.Detail = probe.Answered, letThrough
+	case err == probe.ErrNotForwarding:
+		result.Result, result.Detail = probe.Stopped, err.Error()
+	case err != nil:
+		result.Result, result.Detail = probe.Error, err.Error()
+	case len(result.StoppedBy) == 0:
+		result.Result, result.Detail = probe.Error, "no layer has counted it, and it was not answered"
+	default:
+		result.Result = probe.Stopped
+	}
+	return result
+}
+
+// probesEvidence is what they prove.
+func probesEvidence(results []Probe) (e guard.Evidence) {
+	for _, p := range results {
+		switch {
+		case p.Result == probe.Answered && e.Answered == "":
+			e.Answered = p.String()
+		case p.Result == probe.Error && e.NotProbed == nil:
+			e.NotProbed = fmt.Errorf("%s", p)
+		}
+	}
+	return e
+}

@@ -1,0 +1,119 @@
+// Probes at intervals.
+
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/probe"
+)
+
+const (
+	// probeAgain is after what time to try again if something was not stopped, unless the interval is shorter.
+	probeAgain = 30 * time.Second
+	// firstProbes is how long pods may have to wait for the first probes, once the layers are in force.
+	firstProbes = 10 * time.Second
+	// freshLook is for how long to wait for a reading of every layer.
+	freshLook = 3 * time.Second
+)
+
+// prober probes at intervals, and knows what the last probes came to. All but run may be called from any goroutine.
+type prober struct {
+	probes
+	interval time.Duration
+	log      *slog.Logger
+	// ended is called after the probes with what came of them. It must not block.
+	ended func([]Probe)
+
+	mu      sync.Mutex
+	results []Probe
+	begun   time.Time
+}
+
+// run probes until ctx ends. It begins by removing what a probe has left that was killed.
+func (p *prober) run(ctx context.Context) {
+	if err := probe.Cleanup(); err != nil {
+		p.log.Warn("what a probe has left can't be removed", "error", err)
+	}
+	if p.interval == 0 {
+		return
+	}
+	for {
+		results := p.all()
+		p.mu.Lock()
+		before := p.results
+		p.results = results
+		p.mu.Unlock()
+		p.report(before, results)
+		p.ended(results)
+		again := p.interval
+		for _, r := range results {
+			if r.Result != probe.Stopped {
+				again = min(again, probeAgain)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(again):
+		}
+	}
+}
+
+// report logs each result that is not that of the time before.
+func (p *prober) report(before, now []Probe) {
+	for _, r := range now {
+		same := false
+		for _, b := range before {
+			same = same || b.Path == r.Path && b.Family == r.Family && b.Result == r.Result
+		}
+		if same {
+			continue
+		}
+		log := p.log.With("path", r.Path, "family", r.Family)
+		switch r.Result {
+		case probe.Answered:
+			log.Error("a packet of our own was let through: so are those of pods", "detail", r.Detail)
+		case probe.Error:
+			log.Warn("a packet of our own could not be sent, or nobody knows what became of it", "detail", r.Detail)
+		default:
+			log.Info("a packet of our own is stopped", "by", r.StoppedBy, "detail", r.Detail)
+		}
+	}
+}
+
+// evidence is what the last probes prove.
+func (p *prober) evidence() guard.Evidence {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return probesEvidence(p.results)
+}
+
+// pending reports that the first probes have not ended yet, and are not overdue.
+func (p *prober) pending() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.begun.IsZero() {
+		p.begun = time.Now()
+	}
+	return p.interval > 0 && p.results == nil && time.Since(p.begun) < firstProbes
+}
+
+// freshLooks has every layer read anew, and returns what is known then.
+func (a *agent) freshLooks() []guard.LayerStatus {
+	asked := time.Now()
+	a.guard.Wake()
+	for deadline := asked.Add(freshLook); ; time.Sleep(2 * time.Millisecond) {
+		s, fresh := a.guard.Status(), true
+		for _, l := range s.Layers {
+			fresh = fresh && l.At.After(asked)
+		}
+		if fresh || time.Now().After(deadline) {
+			return s.Layers
+		}
+	}
+}

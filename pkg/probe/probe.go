@@ -1,0 +1,103 @@
+// One probe.
+
+package probe
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+)
+
+// ErrNotForwarding says that the node forwards no packets of the family, so that none had to be sent.
+var ErrNotForwarding = errors.New("the node forwards no packets of the family")
+
+// port is where the metadata service answers.
+const port = 80
+
+// patience is for how long an answer is waited for. One that comes later is not noticed; the metadata service answers from the
+// same machine, within a few milliseconds.
+const patience = 300 * time.Millisecond
+
+// sources are where the packets say that they come from, but for their last bytes, which are random: addresses that nobody has
+// (RFC 2544, benchmarks; RFC 4193, of our own).
+var sources = map[imds.Family]netip.Prefix{
+	imds.IPv4: netip.MustParsePrefix("198.19.0.0/16"),
+	imds.IPv6: netip.MustParsePrefix("fd69:6d64:7367::/48"),
+}
+
+// Seen is what became of the packet. The zero value: it was not seen again. (An interface without a carrier loses packets before
+// they can be seen.)
+type Seen struct {
+	// Answered: the endpoint answered.
+	Answered bool
+	// Left is the interface by which the packet went out; empty if it was seen at none.
+	Left string
+}
+
+// Forward sends one TCP SYN to the endpoint. The interface that it comes in by has a name that the first pattern with a wildcard
+// matches, or else a name of our own. The calling thread's network namespace is the node's.
+func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
+	defer func() {
+		if err != nil && err != ErrNotForwarding {
+			err = fmt.Errorf("probing the forwarding of %s: %w", f, err)
+		}
+	}()
+	unlock, err := lock()
+	if err != nil {
+		return s, err
+	}
+	defer unlock()
+	p := newSegment(f)
+	t, err := openTap(p)
+	if err != nil {
+		return s, err
+	}
+	defer t.close()
+	w, err := openWay(nearName(patterns), p.source)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	if err := w.send(p); err != nil {
+		return s, err
+	}
+	s, err = t.watch(time.Now().Add(patience), w)
+	if s.Answered { // and now waits for the third part of the handshake
+		p.reset = true
+		err = errors.Join(err, w.send(p))
+	}
+	return s, err
+}
+
+// newSegment makes up a connection that no other has.
+func newSegment(f imds.Family) segment {
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // it never fails
+	source := sources[f].Addr().AsSlice()
+	copy(source[len(source)-2:], random[:2])
+	p := segment{family: f, destination: f.Endpoint().Addr(), sequence: binary.BigEndian.Uint32(random[4:])}
+	p.source, _ = netip.AddrFromSlice(source)
+	p.sourcePort = 1<<15 | binary.BigEndian.Uint16(random[8:])
+	return p
+}
+
+// ownName is the near end's if no pattern has a wildcard, and the end of it if one has.
+const ownName = "imdsprobe"
+
+// nearName is a name that the first pattern with a wildcard matches. It is none that a CNI gives.
+func nearName(patterns []ifpattern.Pattern) string {
+	for _, p := range patterns {
+		if prefix, wild := strings.CutSuffix(p.String(), "+"); wild {
+			name := prefix + ownName
+			return name[:min(len(name), ifpattern.MaxLen)]
+		}
+	}
+	return ownName
+}

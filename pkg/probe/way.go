@@ -1,0 +1,136 @@
+// The way into the node: a veth pair, and a route back.
+
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// farName is by what the pair is known to be ours, in whatever state: its far end has this name from the beginning.
+const farName = "imds-guard-far"
+
+// nobody is the hardware address that answers go to: at any other than the far end's own, its end of the stack leaves them alone.
+var nobody = net.HardwareAddr{0x02, 'i', 'm', 'd', 's', 0}
+
+// way is the pair. What is sent at the far end comes in by the near one.
+type way struct {
+	near, far *net.Interface
+	fd        int // a packet socket
+}
+
+// openWay makes a pair with a route back to an address, in the place of one that was left behind.
+func openWay(name string, source netip.Addr) (w *way, err error) {
+	if err := Cleanup(); err != nil {
+		return nil, err
+	}
+	pair := netlink.NewVeth(netlink.LinkAttrs{Name: name, Flags: net.FlagUp, MTU: 1500})
+	pair.PeerName = farName
+	if err := netlink.LinkAdd(pair); err != nil {
+		return nil, fmt.Errorf("making the interface %s: %w", name, err)
+	}
+	w = &way{fd: -1}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.close())
+			w = nil
+		}
+	}()
+	if w.near, err = net.InterfaceByName(name); err != nil {
+		return w, err
+	}
+	if w.far, err = net.InterfaceByName(farName); err != nil {
+		return w, err
+	}
+	// Neither end has an address, or asks for one.
+	for _, end := range []*net.Interface{w.far, w.near} {
+		l := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: end.Index}}
+		if err := netlink.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return w, fmt.Errorf("keeping %s from an address: %w", end.Name, err)
+		}
+		if err := netlink.LinkSetUp(l); err != nil {
+			return w, fmt.Errorf("setting %s up: %w", end.Name, err)
+		}
+	}
+	if on, err := forwards(source, name); err != nil {
+		return w, err
+	} else if !on {
+		return w, ErrNotForwarding
+	}
+	back := &net.IPNet{IP: source.AsSlice(), Mask: net.CIDRMask(source.BitLen(), source.BitLen())}
+	// Else rp_filter drops the packet before any layer sees it (Documentation/networking/ip-sysctl.rst).
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: w.near.Index, Dst: back, Scope: netlink.SCOPE_LINK}); err != nil {
+		return w, fmt.Errorf("making a route back by %s: %w", name, err)
+	}
+	neigh := &netlink.Neigh{LinkIndex: w.near.Index, IP: source.AsSlice(), HardwareAddr: nobody, State: netlink.NUD_PERMANENT}
+	if err := netlink.NeighSet(neigh); err != nil {
+		return w, fmt.Errorf("making a neighbour on %s: %w", name, err)
+	}
+	if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		return w, fmt.Errorf("opening a packet socket: %w", err)
+	}
+	// A queue that a worker of the kernel starts later would lose the first packet.
+	if err := unix.SetsockoptInt(w.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
+		return w, fmt.Errorf("bypassing the queue of %s: %w", farName, err)
+	}
+	return w, nil
+}
+
+// forwards reports whether the kernel forwards what comes in by an interface: for IPv4 each has its own setting
+// (net/ipv4/route.c, ip_route_input_slow), for IPv6 there is one for all (net/ipv6/ip6_output.c, ip6_forward).
+func forwards(source netip.Addr, name string) (bool, error) {
+	setting := "/proc/sys/net/ipv4/conf/" + name + "/forwarding"
+	if source.Is6() {
+		setting = "/proc/sys/net/ipv6/conf/all/forwarding"
+	}
+	value, err := os.ReadFile(setting)
+	if errors.Is(err, fs.ErrNotExist) && source.Is6() { // the kernel runs without IPv6
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading whether packets are forwarded: %w", err)
+	}
+	return strings.TrimSpace(string(value)) != "0", nil
+}
+
+func (w *way) send(s segment) error {
+	to := &unix.SockaddrLinklayer{Ifindex: w.far.Index, Protocol: bigEndian(s.etherType())}
+	if err := unix.Sendto(w.fd, s.frame(w.far.HardwareAddr, w.near.HardwareAddr), 0, to); err != nil {
+		return fmt.Errorf("sending by %s: %w", farName, err)
+	}
+	return nil
+}
+
+func (w *way) has(index int) bool { return index == w.near.Index || index == w.far.Index }
+
+// close removes the pair, and with it the route.
+func (w *way) close() error {
+	if w.fd >= 0 {
+		unix.Close(w.fd)
+	}
+	return Cleanup()
+}
+
+// Cleanup removes the pair, if there is one. What has the far end's name and is no veth is somebody else's.
+func Cleanup() error {
+	l, err := netlink.LinkByName(farName)
+	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none || err == nil && l.Type() != "veth" {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("removing the probe's interfaces: %w", err)
+	}
+	return nil
+}
