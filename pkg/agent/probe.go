@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -103,7 +104,7 @@ func (p probes) one(path string, f imds.Family, may func(guard.LayerStatus) bool
 	switch {
 	case letThrough != "":
 		result.Result, result.Detail = probe.Answered, letThrough
-	case err == probe.ErrNotForwarding:
+	case errors.Is(err, probe.ErrNotForwarding):
 		result.Result, result.Detail = probe.Stopped, err.Error()
 	case err != nil:
 		result.Result, result.Detail = probe.Error, err.Error()

@@ -45,7 +45,7 @@ type Seen struct {
 // matches, or else a name of our own. The calling thread's network namespace is the node's.
 func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 	defer func() {
-		if err != nil && err != ErrNotForwarding {
+		if err != nil && !errors.Is(err, ErrNotForwarding) {
 			err = fmt.Errorf("probing the forwarding of %s: %w", f, err)
 		}
 	}()

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -125,6 +126,19 @@ func TestLeftBehind(t *testing.T) {
 		t.Errorf("beside somebody's far end: %+v", got)
 	}
 	sh(t, n, "ip link show imds-guard-far")
+}
+
+// A node that forwards no packets of a family needs none sent.
+func TestNotForwarding(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sh(t, n, "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding")
+	for _, f := range imds.Families {
+		if got, err := forward(t, n, f); !errors.Is(err, ErrNotForwarding) || got != (Seen{}) {
+			t.Errorf("%s: %+v, %v", f, got, err)
+		}
+	}
+	sh(t, n, "test ! -e /sys/class/net/imds-guard-far")
 }
 
 // Several at once wait for each other.

@@ -58,7 +58,7 @@ func TestFirewalls(t *testing.T) {
 				t.Fatal(err)
 			}
 			option := regexp.MustCompile(`(\n *- )--interface=eni\+\n`)
-			node.Apply(t, option.ReplaceAllString(string(manifest), "$0$1--backend="+backend+"\n"))
+			node.Apply(t, option.ReplaceAllString(string(manifest), "$0$1--backend="+backend+"$1--layers=iptables,route\n"))
 			node.WaitAgent(t)
 			node.waitAllLayers(t)
 			asker, control := node.RunAsker(t, "flood", false, "-every", "3ms", "-timeout", "100ms"), node.RunAsker(t, "control", true)
