@@ -29,6 +29,9 @@ var cgroupRoots = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}
 
 var cgroups atomic.Int64 // for their names
 
+// containerCgroup is that of a container, below the pods'.
+const containerCgroup = "pod1/container"
+
 // PodsCgroup makes the cgroup v2 directory below which the node's pods are, and in it one of a pod with one of its
 // container's. They go with the node.
 func (n *Node) PodsCgroup() (string, error) {
@@ -43,15 +46,13 @@ func (n *Node) PodsCgroup() (string, error) {
 			continue
 		}
 		n.cgroup = filepath.Join(root, fmt.Sprintf("imds-guard-test-%d-%d", os.Getpid(), cgroups.Add(1)))
-		if err := os.MkdirAll(n.containerCgroup(), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(n.cgroup, containerCgroup), 0o755); err != nil {
 			return "", fmt.Errorf("making the pods' cgroup: %w", err)
 		}
 		return n.cgroup, nil
 	}
 	return "", errors.New("making the pods' cgroup: no cgroup v2 is mounted")
 }
-
-func (n *Node) containerCgroup() string { return filepath.Join(n.cgroup, "pod1", "container") }
 
 // removeCgroups removes the pods' cgroup with all that is below. Its processes have ended.
 func (n *Node) removeCgroups() error {
@@ -83,10 +84,20 @@ func (n *Node) removeCgroups() error {
 // InContainer makes a command that has yet to start one of a pod's container, by its cgroup alone. What it returns has to be open
 // until the command has started.
 func (n *Node) InContainer(cmd *exec.Cmd) (io.Closer, error) {
-	if _, err := n.PodsCgroup(); err != nil {
+	return n.inCgroup(cmd, containerCgroup)
+}
+
+// inCgroup makes the cgroup, below the pods', if there is none.
+func (n *Node) inCgroup(cmd *exec.Cmd, cgroup string) (io.Closer, error) {
+	pods, err := n.PodsCgroup()
+	if err != nil {
 		return nil, err
 	}
-	container, err := os.Open(n.containerCgroup())
+	cgroup = filepath.Join(pods, cgroup)
+	if err := os.MkdirAll(cgroup, 0o755); err != nil {
+		return nil, fmt.Errorf("making a container's cgroup: %w", err)
+	}
+	container, err := os.Open(cgroup)
 	if err != nil {
 		return nil, fmt.Errorf("opening a container's cgroup: %w", err)
 	}
@@ -98,6 +109,11 @@ func (n *Node) InContainer(cmd *exec.Cmd) (io.Closer, error) {
 // HOW is tcp, udp, udp-sendto, fastopen or mptcp. It returns what came of each: "sent", or the error's name, such as EPERM.
 // The program that calls it has to begin with [RunSocketCalls].
 func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, err error) {
+	return n.SocketCallsBy(containerCgroup, in, calls...)
+}
+
+// SocketCallsBy is SocketCalls by a process in that cgroup below the pods'.
+func (n *Node) SocketCallsBy(cgroup string, in *Namespace, calls ...string) (results []string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
@@ -108,7 +124,7 @@ func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, er
 	}
 	cmd := in.Command(context.Background(), self)
 	cmd.Env = append(os.Environ(), callsEnv+"="+string(list))
-	container, err := n.InContainer(cmd)
+	container, err := n.inCgroup(cmd, cgroup)
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
 	}

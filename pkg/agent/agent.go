@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/datapath"
 	"github.com/imds-guard/imds-guard/pkg/guard"
@@ -19,6 +20,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/metrics"
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 	"github.com/imds-guard/imds-guard/pkg/node"
+	"github.com/imds-guard/imds-guard/pkg/pods"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -41,6 +43,8 @@ type agent struct {
 	links     *ifwatch.Watch
 	datapath  *datapath.Watch
 	prober    prober
+	hosts     *hosts
+	pods      *pods.Watch // nil if nobody is asked for the pods
 	observer  *observer
 	cluster   *cluster
 	started   time.Time
@@ -107,6 +111,10 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	a.prober = prober{
 		probes: probes{c.Interfaces, a.freshLooks, newOwnPackets()}, interval: c.ProbeInterval, log: log, ended: a.probed,
 	}
+	a.hosts = &hosts{
+		mode: c.HostNetwork, namespaces: c.HostNamespaces, resync: c.Resync, log: log, place: a.podsPlace, list: a.listPods,
+		wake: make(chan struct{}, 1),
+	}
 	a.datapath = datapath.NewWatch(c.Resync, a.bypassesChanged)
 	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.linksChanged, Lost: a.lost(metrics.WatcherInterfaces)}
 	if selector != nil {
@@ -129,6 +137,12 @@ func (a *agent) parts() []func(context.Context) {
 	}
 	if a.elsewhere == "" {
 		parts = append(parts, a.observe, a.links.Run, a.remember, a.prober.run)
+		if slices.Contains(a.config.Layers, cgroup.LayerName) {
+			parts = append(parts, a.hosts.run)
+		}
+		if a.pods != nil {
+			parts = append(parts, a.pods.Run)
+		}
 		if a.selector != nil {
 			parts = append(parts, a.nft.Run, a.legacy.Run)
 		}
@@ -162,6 +176,24 @@ func (a *agent) evidence() guard.Evidence {
 	return e
 }
 
+// podsPlace is the directory below which pods are, as the layer that needs it has found it.
+func (a *agent) podsPlace() string {
+	for _, l := range a.guard.Status().Layers {
+		if l.Name == cgroup.LayerName && l.Place != "" {
+			return l.Place
+		}
+	}
+	return ""
+}
+
+// listPods lists the node's pods. Without the API there are none that anybody could tell from another.
+func (a *agent) listPods() (all []pods.Pod, known bool) {
+	if a.pods != nil {
+		return a.pods.List()
+	}
+	return nil, !UsesAPI(a.config)
+}
+
 // probed tells of the probes that have ended.
 func (a *agent) probed(results []Probe) {
 	for _, r := range results {
@@ -176,14 +208,14 @@ func (a *agent) linksChanged() {
 	a.datapath.Wake()
 }
 
-func (a *agent) bypassesChanged(now datapath.Found) {
+func (a *agent) bypassesChanged(before, now datapath.Found) {
 	switch {
 	case now.Err != nil:
 		a.log.Warn("whether pods' packets go past FORWARD is not known", "error", now.Err)
 	case len(now.Ways) > 0:
 		a.log.Warn("pods' packets go past FORWARD: there only the layer cgroup keeps them from the endpoint, and no raw frames (AF_PACKET)",
 			"ways", now.Ways)
-	default:
+	case before.Err != datapath.ErrNotSearched:
 		a.log.Info("no way of pods' packets past FORWARD is seen")
 	}
 	a.observer.Wake()

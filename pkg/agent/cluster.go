@@ -17,6 +17,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/metrics"
 	"github.com/imds-guard/imds-guard/pkg/node"
+	"github.com/imds-guard/imds-guard/pkg/pods"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
 // UsesAPI reports whether a configuration asks for the Kubernetes API, here and now.
@@ -58,10 +60,14 @@ func (a *agent) connect(ctx context.Context, b Build) {
 		a.log.Warn(without, "error", err)
 		return
 	}
-	client, events, err := node.Connect(ctx, rest, c.NodeName, b.Version, a.metrics.Requested)
+	api, err := node.API(rest, b.Version, a.metrics.Requested)
 	if err != nil {
 		a.log.Warn(without, "error", err)
 		return
+	}
+	client, events := node.Connect(ctx, api, c.NodeName)
+	if c.HostNetwork != policy.Allow {
+		a.pods = pods.New(api, c.NodeName, a.hosts.Wake)
 	}
 	a.cluster.reporter = node.New(client, a.known, a.log)
 	a.cluster.mu.Lock()

@@ -66,10 +66,11 @@ func (s *sink) heard() string {
 
 func (s *sink) connect(t *testing.T) *node.Events {
 	t.Helper()
-	_, events, err := node.Connect(t.Context(), &rest.Config{Host: "https://api", Transport: s}, "n", "v1", func(string, bool) {})
+	api, err := node.API(&rest.Config{Host: "https://api", Transport: s}, "v1", func(string, bool) {})
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, events := node.Connect(t.Context(), api, "n")
 	return events
 }
 

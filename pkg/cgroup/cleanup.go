@@ -25,7 +25,7 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 		errs = append(errs, err)
 	}
 	_, err = remove(counterOf(f))
-	errs = append(errs, err)
+	errs = append(errs, err, ForgetHosts())
 	// The other family's are in it, too.
 	if err := os.Remove(pins()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 		errs = append(errs, err)

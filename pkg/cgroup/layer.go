@@ -46,18 +46,20 @@ func (l *Layer) ID() layer.ID { return layer.ID{Name: LayerName, Family: l.famil
 // seen is what a look found.
 type seen struct {
 	directory string
-	node      uint64 // the cookie of its network namespace
+	wanted    // without the maps
 	missing   []hook
 	why       []string // of each of them
+	unlisted  bool     // nobody has said yet which pods in the node's network are let through
 }
 
 // impossible says why the node can't have the layer.
 type impossible struct{ error }
 
-// Look implements guard.Layer. The policy makes no difference: every pod's sockets are refused.
-func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
+// Look implements guard.Layer. Of the policy, only what it says of pods in the node's network makes a difference: every other
+// pod's sockets are refused.
+func (l *Layer) Look(p policy.Policy, _ func(why string)) layer.Finding {
 	r := layer.Reading{State: layer.Enforced, SocketsOnly: true}
-	s, err := l.read()
+	s, err := l.read(p)
 	r.Place, r.Blocked = l.directory, l.refused.total
 	switch {
 	case errors.As(err, new(impossible)) && len(l.held) == 0: // or it was possible before, and what is gone comes back
@@ -68,6 +70,8 @@ func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
 		return layer.Finding{Reading: r}
 	case len(s.missing) > 0:
 		r.State, r.Detail = layer.Missing, strings.Join(s.why, "; ")
+	case s.unlisted:
+		r.Detail = "pods in the node's network are let through: which of them are to be is not known yet"
 	}
 	for _, h := range hooksOf(l.family) {
 		if !slices.Contains(s.missing, h) {
@@ -78,23 +82,30 @@ func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
 }
 
 // read reads every hook.
-func (l *Layer) read() (s seen, err error) {
+func (l *Layer) read(p policy.Policy) (s seen, err error) {
+	s.family, s.host = l.family, p.HostNetwork()
 	at, err := l.open(&s)
 	if err != nil {
 		return s, err
 	}
 	defer at.Close()
-	counter, why := openCounter(l.family)
-	if counter == nil { // then no program counts in the right place, either
+	m, why := openMaps(l.family, s.host)
+	if m == nil { // then no program has the right ones, either
 		s.missing, s.why = hooksOf(l.family), []string{why}
 		return s, nil
 	}
-	defer counter.Close()
-	if err := l.refused.read(counter); err != nil {
+	defer m.close()
+	if err := l.refused.read(m.refused); err != nil {
 		return s, err
 	}
+	if m.allowed != nil {
+		err := m.allowed.Lookup(listed, new(uint64))
+		s.unlisted = errors.Is(err, ebpf.ErrKeyNotExist)
+	}
+	w := s.wanted
+	w.maps = m
 	for _, h := range hooksOf(l.family) {
-		pinned, why, err := readHook(l.family, h, at, s.node, counter)
+		pinned, why, err := readHook(h, at, w)
 		if err == nil && why == "" {
 			l.hold(h, pinned)
 			continue
@@ -182,17 +193,15 @@ func (l *Layer) put(s seen) error {
 		return fmt.Errorf("opening the pods' cgroup: %w", err)
 	}
 	defer at.Close()
-	counter, _ := openCounter(l.family)
-	if counter == nil {
-		if counter, err = makeCounter(l.family); err != nil {
-			return err
-		}
+	w := s.wanted
+	if w.maps, err = makeMaps(l.family, s.host); err != nil {
+		return err
 	}
-	defer counter.Close()
+	defer w.close()
 	var errs []error
 	for _, h := range s.missing {
 		alive := l.alive(h, at)
-		put, err := putHook(l.family, h, at, s.node, counter, alive)
+		put, err := putHook(h, at, w, alive)
 		errs = append(errs, err)
 		if alive != nil && alive != put && alive != l.held[h] {
 			alive.Close()

@@ -189,10 +189,10 @@ func TestUpgrade(t *testing.T) {
 				return err
 			}
 			defer at.Close()
-			counter, _ := openCounter(f)
-			defer counter.Close()
+			m, _ := openMaps(f, policy.Allow)
+			defer m.close()
 			for _, h := range hooksOf(f) {
-				if _, err := putHook(f, h, at, 12345, counter, w.layers[f].alive(h, at)); err != nil {
+				if _, err := putHook(h, at, wanted{f, 12345, policy.Allow, m}, w.layers[f].alive(h, at)); err != nil {
 					return err
 				}
 			}

@@ -27,6 +27,7 @@ type world struct {
 	pod    *testnode.Pod
 	pods   string // the cgroup
 	layers map[imds.Family]*Layer
+	policy policy.Policy
 }
 
 func newWorld(t *testing.T) *world {
@@ -94,7 +95,7 @@ func (w *world) mustAll(in *testnode.Namespace, f imds.Family, want, when string
 
 func (w *world) look(f imds.Family) (found layer.Finding) {
 	w.t.Helper()
-	if err := w.Host().Do(func() error { found = w.layers[f].Look(policy.Policy{}, nil); return nil }); err != nil {
+	if err := w.Host().Do(func() error { found = w.layers[f].Look(w.policy, nil); return nil }); err != nil {
 		w.t.Fatal(err)
 	}
 	return found
@@ -104,7 +105,7 @@ func (w *world) repair(f imds.Family) {
 	w.t.Helper()
 	if err := w.Host().Do(func() error {
 		l := w.layers[f]
-		return l.Repair(policy.Policy{}, l.Look(policy.Policy{}, nil))
+		return l.Repair(w.policy, l.Look(w.policy, nil))
 	}); err != nil {
 		w.t.Fatalf("%s: repairing: %v", f, err)
 	}

@@ -1,4 +1,4 @@
-// What is pinned in bpffs: programs, links and the count of refused calls.
+// What is pinned in bpffs: programs and links.
 
 package cgroup
 
@@ -41,26 +41,24 @@ func pinOf(f imds.Family, h hook, what string) string {
 	return filepath.Join(pins(), fmt.Sprintf("%s-%s-%s", f, h.name, what))
 }
 
-func counterOf(f imds.Family) string { return filepath.Join(pins(), string(f)+"-refused") }
-
 // readHook says why a hook is not in force at a cgroup; empty if it is. The link that is pinned is returned open, if there is
 // one.
-func readHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Map) (pinned link.Link, why string, err error) {
-	pinned, err = link.LoadPinnedLink(pinOf(f, h, "link"), nil)
+func readHook(h hook, at *os.File, w wanted) (pinned link.Link, why string, err error) {
+	pinned, err = link.LoadPinnedLink(pinOf(w.family, h, "link"), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "no link is pinned", nil
 	}
 	if err != nil { // something else, in a place of ours: there is no link
 		return nil, fmt.Sprintf("its link can't be opened: %v", err), nil
 	}
-	why, err = judgeHook(f, h, at, node, counter, pinned)
+	why, err = judgeHook(h, at, w, pinned)
 	if err != nil {
 		err = fmt.Errorf("reading the hook %s: %w", h.name, err)
 	}
 	return pinned, why, err
 }
 
-func judgeHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Map, pinned link.Link) (why string, err error) {
+func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err error) {
 	is, err := pinned.Info()
 	if err != nil {
 		return "", fmt.Errorf("asking for the link: %w", err)
@@ -68,7 +66,7 @@ func judgeHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Ma
 	if !h.isAt(at, is) {
 		return "its link is not attached there", nil
 	}
-	program, err := ebpf.LoadPinnedProgram(pinOf(f, h, "program"), nil)
+	program, err := ebpf.LoadPinnedProgram(pinOf(w.family, h, "program"), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "its program is not pinned", nil
 	}
@@ -81,17 +79,16 @@ func judgeHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Ma
 		return "", fmt.Errorf("asking for the program: %w", err)
 	}
 	id, _ := runs.ID()
-	maps, _ := runs.MapIDs()
-	whole, err := isWhole(h.program(f.Endpoint().Addr(), node, counter.FD()).Instructions, runs.Tag)
+	whole, err := isWhole(h.program(w).Instructions, runs.Tag)
 	if err != nil {
 		return "", err
 	}
-	counts, err := counter.Info()
+	used, _ := runs.MapIDs()
+	same, err := w.are(used)
 	if err != nil {
-		return "", fmt.Errorf("asking for the counter: %w", err)
+		return "", err
 	}
-	counterID, _ := counts.ID()
-	if id != is.Program || !whole || !slices.Contains(maps, counterID) {
+	if id != is.Program || !whole || !same {
 		return "its program is another one", nil
 	}
 	// What is attached is said by the cgroup itself.
@@ -127,38 +124,10 @@ func isWhole(code asm.Instructions, tag string) (bool, error) {
 	return whole, nil
 }
 
-// openCounter opens the count of refused calls, or says why there is none. Whatever else is there is none.
-func openCounter(f imds.Family) (m *ebpf.Map, why string) {
-	m, err := ebpf.LoadPinnedMap(counterOf(f), nil)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, "the counter is not pinned"
-	case err != nil:
-		return nil, fmt.Sprintf("the counter can't be opened: %v", err)
-	case m.Type() != ebpf.Array || m.KeySize() != 4 || m.ValueSize() != 8 || m.MaxEntries() != 1 || m.Flags() != 0:
-		m.Close()
-		return nil, "the counter is another map"
-	}
-	return m, ""
-}
-
-// makeCounter makes it and pins it.
-func makeCounter(f imds.Family) (*ebpf.Map, error) {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		return nil, fmt.Errorf("making the counter: %w", err)
-	}
-	if err := pin(m, counterOf(f)); err != nil {
-		m.Close()
-		return nil, fmt.Errorf("pinning the counter: %w", err)
-	}
-	return m, nil
-}
-
 // putHook puts a hook in force. A link that is at the right cgroup already, alive, gets the program at one stroke; else
 // another is made, before the old one is let go.
-func putHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Map, alive link.Link) (link.Link, error) {
-	program, err := ebpf.NewProgram(h.program(f.Endpoint().Addr(), node, counter.FD()))
+func putHook(h hook, at *os.File, w wanted, alive link.Link) (link.Link, error) {
+	program, err := ebpf.NewProgram(h.program(w))
 	if err != nil {
 		return nil, fmt.Errorf("loading the program of %s: %w", h.name, err)
 	}
@@ -173,13 +142,13 @@ func putHook(f imds.Family, h hook, at *os.File, node uint64, counter *ebpf.Map,
 			return nil, fmt.Errorf("attaching %s to %s: %w", h.name, at.Name(), err)
 		}
 	}
-	if err := pin(program, pinOf(f, h, "program")); err != nil {
+	if err := pin(program, pinOf(w.family, h, "program")); err != nil {
 		return l, fmt.Errorf("pinning the program of %s: %w", h.name, err)
 	}
 	again, err := forget(l)
 	if err == nil {
 		defer again.Close()
-		err = pin(again, pinOf(f, h, "link"))
+		err = pin(again, pinOf(w.family, h, "link"))
 	}
 	if err != nil {
 		return l, fmt.Errorf("pinning the link of %s: %w", h.name, err)

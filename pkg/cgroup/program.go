@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
 // hook is a place in the kernel where a program of ours is asked about a socket call.
@@ -68,9 +69,19 @@ func (h hook) where(address netip.Addr) (words []uint32, offset int16) {
 	return words, offset
 }
 
-// program is what runs at the hook: calls to the address from another network namespace than the node's own, which its cookie
-// names, and calls of Ask are counted in a map, by its descriptor, and refused; all others are let through.
-func (h hook) program(address netip.Addr, node uint64, refused int) *ebpf.ProgramSpec {
+// wanted is what a family's programs are to do, and with which maps.
+type wanted struct {
+	family imds.Family
+	node   uint64 // the cookie of its network namespace
+	host   policy.HostNetwork
+	*maps
+}
+
+// program is what runs at the hook. Calls to the endpoint from another network namespace than the node's own, and calls of Ask, are
+// counted and refused; all others are let through, but for those of pods in the node's network, if the policy has something
+// against them.
+func (h hook) program(w wanted) *ebpf.ProgramSpec {
+	address := w.family.Endpoint().Addr()
 	words, offset := h.where(address)
 	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
 	for i, word := range words {
@@ -82,16 +93,18 @@ func (h hook) program(address netip.Addr, node uint64, refused int) *ebpf.Progra
 	code = append(code,
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.FnGetNetnsCookie.Call(),
-		asm.LoadImm(asm.R1, int64(node), asm.DWord),
+		asm.LoadImm(asm.R1, int64(w.node), asm.DWord),
 		asm.JNE.Reg(asm.R0, asm.R1, "count"),
 		asm.LoadMem(asm.R1, asm.R6, socket, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R1, sockMark, asm.Word),
-		asm.JNE.Imm32(asm.R1, probeMark, "allow"),
-
+		asm.JEq.Imm32(asm.R1, probeMark, "count"),
+	)
+	code = append(code, w.hostCalls()...)
+	code = append(code,
 		asm.StoreImm(asm.RFP, -4, 0, asm.Word).WithSymbol("count"), // the only key
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, -4),
-		asm.LoadMapPtr(asm.R1, refused),
+		asm.LoadMapPtr(asm.R1, w.refused.FD()),
 		asm.FnMapLookupElem.Call(),
 		asm.JEq.Imm(asm.R0, 0, "refuse"),
 		asm.Mov.Imm(asm.R1, 1),

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
@@ -35,6 +36,10 @@ type Config struct {
 	Backend rules.Backend
 	Verdict policy.Verdict
 	Resync  time.Duration
+	// HostNetwork is what happens to sockets of pods in the node's network, and HostNamespaces are those whose pods are let through
+	// all the same.
+	HostNetwork    policy.HostNetwork
+	HostNamespaces []string
 	// ProbeInterval is how often a packet of our own is sent; 0 for never.
 	ProbeInterval time.Duration
 	// MetricsAddress is empty if the endpoints are off.
@@ -54,7 +59,9 @@ type Config struct {
 }
 
 // Policy is what the configuration asks for.
-func (c Config) Policy() policy.Policy { return policy.New(c.Interfaces, c.Verdict) }
+func (c Config) Policy() policy.Policy {
+	return policy.New(c.Interfaces, c.Verdict).WithHostNetwork(c.HostNetwork)
+}
 
 // layers are the names of all that there are, all of which are kept unless others are asked for. packetLayers are those that
 // close a path by themselves.
@@ -78,6 +85,21 @@ const (
 
 const off = "off"
 
+// hostNamespaces is a flag whose default is more than it says.
+const hostNamespaces = "host-network-namespaces"
+
+// namespaceFile is where the kubelet tells a pod its namespace (kubernetes.io/docs, "Accessing the API from a Pod").
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// ownNamespace is the agent's, if it is a pod with a token.
+func ownNamespace() []string {
+	name, err := os.ReadFile(namespaceFile)
+	if err != nil {
+		return nil
+	}
+	return []string{strings.TrimSpace(string(name))}
+}
+
 // Use says whether the Kubernetes API is used.
 type Use string
 
@@ -96,6 +118,8 @@ type Options struct {
 	interfaces     []string
 	layers         []string
 	podsCgroup     string
+	hostNetwork    string
+	hostNamespaces []string
 	backend        string
 	verdict        string
 	resync         time.Duration
@@ -122,6 +146,10 @@ func NewOptions() *Options {
 		"the `layers` to keep in force, separated by commas: what one of them lets by, another stops")
 	f.StringVar(&o.podsCgroup, "pods-cgroup", "",
 		"the cgroup v2 `directory` below which pods live, for the layer cgroup (default: found by itself)")
+	f.StringVar(&o.hostNetwork, "host-network-pods", string(policy.Allow),
+		"what happens to sockets of pods in the node's network, for the layer cgroup: "+alternatives(policy.HostNetworks))
+	f.StringSliceVar(&o.hostNamespaces, hostNamespaces, []string{"kube-system"},
+		"`namespaces` whose pods in the node's network are let through (default: kube-system and the agent's own)")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
 	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
@@ -164,6 +192,7 @@ func (o *Options) Load() (Config, error) {
 		Resync:  o.resync,
 
 		PodsCgroup:    o.podsCgroup,
+		HostNetwork:   policy.HostNetwork(o.hostNetwork),
 		ProbeInterval: o.probeInterval,
 		HealthAddress: o.healthAddress,
 		WebConfigFile: o.webConfigFile,
@@ -204,6 +233,19 @@ func (o *Options) Load() (Config, error) {
 		wrong("pods-cgroup", "%q is no absolute path; write one, such as /sys/fs/cgroup/kubepods.slice", c.PodsCgroup)
 	} else if c.PodsCgroup != "" && !slices.Contains(c.Layers, cgroup.LayerName) {
 		wrong("pods-cgroup", "only the layer %s has a use for it; add it to --layers, or leave --pods-cgroup out", cgroup.LayerName)
+	}
+	if !slices.Contains(policy.HostNetworks, c.HostNetwork) {
+		wrong("host-network-pods", "%q is none; use %s", o.hostNetwork, alternatives(policy.HostNetworks))
+	} else if c.HostNetwork != policy.Allow && !slices.Contains(c.Layers, cgroup.LayerName) {
+		wrong("host-network-pods", "only the layer %s can refuse them; add it to --layers, or leave --host-network-pods out", cgroup.LayerName)
+	}
+	for _, name := range o.hostNamespaces {
+		if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
+			wrong(hostNamespaces, "%q is no name of a namespace: %s", name, problems[0])
+		}
+	}
+	if c.HostNamespaces = o.hostNamespaces; !o.flags.Changed(hostNamespaces) {
+		c.HostNamespaces = append(c.HostNamespaces, ownNamespace()...)
 	}
 	if !slices.Contains(rules.Backends, c.Backend) {
 		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))

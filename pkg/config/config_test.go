@@ -56,6 +56,7 @@ func outside(t *testing.T) {
 func defaults(t *testing.T) Config {
 	return Config{
 		Interfaces: patterns(t, "eni+"), Layers: []string{"iptables", "route", "cgroup"}, Backend: rules.Auto, Verdict: policy.Drop, Resync: 10 * time.Second,
+		HostNetwork: policy.Allow, HostNamespaces: []string{"kube-system"},
 		MetricsAddress: ":9169", Kubernetes: Auto, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 }
@@ -78,6 +79,8 @@ func TestSettings(t *testing.T) {
 		{"backend", "legacy", `"legacy"`, func(c *Config) { c.Backend = rules.Legacy }},
 		{"verdict", "reject", "", func(c *Config) { c.Verdict = policy.Reject }},
 		{"resync-period", "100ms", "", func(c *Config) { c.Resync = 100 * time.Millisecond }},
+		{"host-network-pods", "audit", "", func(c *Config) { c.HostNetwork = policy.Audit }},
+		{"host-network-namespaces", "a,b", "[a, b]", func(c *Config) { c.HostNamespaces = []string{"a", "b"} }},
 		{"probe-interval", "10s", "", func(c *Config) { c.ProbeInterval = 10 * time.Second }},
 		{"probe-interval", "24h", "", func(c *Config) { c.ProbeInterval = 24 * time.Hour }},
 		{"resync-period", "1h", "", func(c *Config) { c.Resync = time.Hour }},
@@ -165,6 +168,9 @@ func TestWrongSettings(t *testing.T) {
 		{"--backend=ebpf", "", []string{`--backend: "ebpf" is none; use auto, nft or legacy`}},
 		{"--verdict=reject --layers=route", "", []string{"--verdict: only the layer iptables can answer with reject; add it to --layers"}},
 		{"--verdict=accept", "", []string{`--verdict: "accept" is none; use drop or reject`}},
+		{"--host-network-pods=deny", "", []string{`--host-network-pods: "deny" is none; use allow, audit or block`}},
+		{"--host-network-pods=block --layers=route", "", []string{"--host-network-pods: only the layer cgroup can refuse them; add it to"}},
+		{"--host-network-namespaces=A", "", []string{`--host-network-namespaces: "A" is no name of a namespace: a lowercase`}},
 		{"--probe-interval=9s", "", []string{"--probe-interval: 9s is out of range; use 10s to 24h0m0s, or 0 for never"}},
 		{"--probe-interval=25h", "", []string{"--probe-interval: 25h0m0s is out of range"}},
 		{"--probe-interval=-1s", "", []string{"--probe-interval: -1s is out of range"}},
@@ -190,7 +196,7 @@ func TestWrongSettings(t *testing.T) {
 		{"", "verdict: drop\n---\n[broken\n", []string{"there is something behind the first document; keep one"}},
 		{"", "- verdict\n", []string{"config.yaml:1: write settings as `name: value`"}},
 		{"", "drop\n", []string{"config.yaml:1: write settings as `name: value`"}},
-		{"", "verdict: drop\ninterfaces: [a]\n", []string{`config.yaml:2: "interfaces" is no setting; use backend, health-bind-address, interface, `}},
+		{"", "verdict: drop\ninterfaces: [a]\n", []string{`config.yaml:2: "interfaces" is no setting; use backend, health-bind-address, host-network-namespaces, `}},
 		{"", "config: other.yaml\n", []string{`config.yaml:1: "config" is no setting`}},
 		{"", "resync-period: 5s\n\nresync-period: 6s\n", []string{"config.yaml:3: resync-period is set twice; keep one"}},
 		{"", "interface: {a: 1}\n", []string{"config.yaml:1: interface: write a value, or a list of values"}},

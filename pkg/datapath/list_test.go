@@ -127,7 +127,7 @@ func TestWatch(t *testing.T) {
 	t.Parallel()
 	n, pod := newNode(t)
 	changes := make(chan Found, 10)
-	w := NewWatch(time.Hour, func(f Found) { changes <- f })
+	w := NewWatch(time.Hour, func(_, now Found) { changes <- now })
 	if found := w.Found(); found.Err != ErrNotSearched {
 		t.Errorf("before the first search: %+v", found)
 	}

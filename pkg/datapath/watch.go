@@ -28,8 +28,8 @@ type Found struct {
 type Watch struct {
 	// Resync is the longest time between two searches.
 	Resync time.Duration
-	// Changed is called, from the goroutine of Run, when something else was found than the last time.
-	Changed func(Found)
+	// Changed is called, from the goroutine of Run, when something else was found than the time before.
+	Changed func(before, now Found)
 
 	wake  chan struct{}
 	first chan struct{} // closed after the first search
@@ -37,7 +37,7 @@ type Watch struct {
 }
 
 // NewWatch makes a watch that has not searched yet.
-func NewWatch(resync time.Duration, changed func(Found)) *Watch {
+func NewWatch(resync time.Duration, changed func(before, now Found)) *Watch {
 	w := &Watch{Resync: resync, Changed: changed, wake: make(chan struct{}, 1), first: make(chan struct{})}
 	w.found.Store(&Found{Err: ErrNotSearched})
 	return w
@@ -92,6 +92,6 @@ func (w *Watch) search() {
 	}
 	w.found.Store(&now)
 	if !slices.Equal(before.Ways, now.Ways) || (before.Err == nil) != (now.Err == nil) {
-		w.Changed(now)
+		w.Changed(before, now)
 	}
 }

@@ -41,19 +41,20 @@ const (
 	OpPatchNode   = "patch_node"
 	OpPatchStatus = "patch_status"
 	OpRecordEvent = "record_event"
+	OpListPods    = "list_pods"
+	OpWatchPods   = "watch_pods"
 )
 
 // Operations lists every operation.
-var Operations = []string{OpGetNode, OpPatchNode, OpPatchStatus, OpRecordEvent}
+var Operations = []string{OpGetNode, OpPatchNode, OpPatchStatus, OpRecordEvent, OpListPods, OpWatchPods}
 
-// Connect makes what Reporter and Events need to deal with the named node, without a request. Every request is told to
-// count. Events are sent until ctx ends.
+// API makes a client of core/v1, without a request. Every request is told to count.
 //
-// It makes a client of core/v1 alone: a Clientset brings every API there is, which would be in memory on every node.
-func Connect(ctx context.Context, c *rest.Config, name, version string, count func(operation string, ok bool)) (Client, *Events, error) {
+// It is one of core/v1 alone: a Clientset brings every API there is, which would be in memory on every node.
+func API(c *rest.Config, version string, count func(operation string, ok bool)) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
 	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	c = rest.CopyConfig(c)
 	c.APIPath, c.GroupVersion = "/api", &corev1.SchemeGroupVersion
@@ -62,11 +63,12 @@ func Connect(ctx context.Context, c *rest.Config, name, version string, count fu
 	c.ContentType = "application/vnd.kubernetes.protobuf"
 	c.UserAgent = component + "/" + version
 	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return counter{next, count} })
-	api, err := rest.RESTClientFor(c)
-	if err != nil {
-		return nil, nil, err
-	}
-	return ownNode{api, name}, newEvents(ctx, eventSink{ctx, api}, name), nil
+	return rest.RESTClientFor(c)
+}
+
+// Connect makes what Reporter and Events need to deal with the named node. Events are sent until ctx ends.
+func Connect(ctx context.Context, api *rest.RESTClient, name string) (Client, *Events) {
+	return ownNode{api, name}, newEvents(ctx, eventSink{ctx, api}, name)
 }
 
 // ownNode is the Client of one node.
@@ -130,6 +132,10 @@ func (c counter) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func operationOf(r *http.Request) string {
 	switch path := r.URL.Path; {
+	case strings.HasSuffix(path, "/pods") && r.URL.Query().Get("watch") != "":
+		return OpWatchPods
+	case strings.HasSuffix(path, "/pods"):
+		return OpListPods
 	case !strings.Contains(path, "/nodes/"):
 		return OpRecordEvent
 	case r.Method == http.MethodGet:

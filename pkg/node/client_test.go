@@ -60,14 +60,14 @@ func (w *wire) count(operation string, ok bool) {
 func (w *wire) connect(t *testing.T, ctx context.Context) (Client, *Events) {
 	t.Helper()
 	c := &rest.Config{Host: "https://api", Transport: w}
-	client, events, err := Connect(ctx, c, "n", "v1", w.count)
+	api, err := API(c, "v1", w.count)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.UserAgent != "" || c.APIPath != "" || c.WrapTransport != nil {
 		t.Errorf("the caller's configuration was changed: %+v", c)
 	}
-	return client, events
+	return Connect(ctx, api, "n")
 }
 
 // What goes over the wire, how it is counted, and that nothing is tried a second time.
@@ -237,7 +237,7 @@ func TestInCluster(t *testing.T) {
 }
 
 func TestConnectRefuses(t *testing.T) {
-	if _, _, err := Connect(t.Context(), &rest.Config{Host: "http://[::1"}, "n", "v1", nil); err == nil {
+	if _, err := API(&rest.Config{Host: "http://[::1"}, "v1", nil); err == nil {
 		t.Error("no error for an address that is none")
 	}
 }

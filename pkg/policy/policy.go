@@ -22,10 +22,27 @@ const (
 // Verdicts lists every verdict.
 var Verdicts = []Verdict{Drop, Reject}
 
+// HostNetwork is what happens to a socket call of a pod in the node's own network namespace. Its packets are the node's, so that
+// only a layer of sockets can tell.
+type HostNetwork string
+
+const (
+	// Allow lets them through.
+	Allow HostNetwork = "allow"
+	// Audit lets them through, and counts those of pods that Block would refuse.
+	Audit HostNetwork = "audit"
+	// Block refuses them, but for those of pods that are let through by name.
+	Block HostNetwork = "block"
+)
+
+// HostNetworks lists every one.
+var HostNetworks = []HostNetwork{Allow, Audit, Block}
+
 // Policy is immutable. A running agent gets another one as a whole; nobody ever sees half of a change.
 type Policy struct {
 	interfaces []ifpattern.Pattern
 	verdict    Verdict
+	host       HostNetwork
 }
 
 // New makes a policy: pods behind interfaces that one of the patterns matches get the verdict. A pattern given twice counts
@@ -46,11 +63,30 @@ func (p Policy) Interfaces() []ifpattern.Pattern { return slices.Clone(p.interfa
 // Verdict is what happens to a packet.
 func (p Policy) Verdict() Verdict { return p.verdict }
 
-// String is for the log: the patterns, separated by commas, and the verdict.
+// WithHostNetwork is the same policy with another word about pods in the node's network.
+func (p Policy) WithHostNetwork(h HostNetwork) Policy {
+	p.host = h
+	return p
+}
+
+// HostNetwork is what happens to pods in the node's network.
+func (p Policy) HostNetwork() HostNetwork {
+	if p.host == "" {
+		return Allow
+	}
+	return p.host
+}
+
+// String is for the log: the patterns, separated by commas, the verdict, and what happens to pods in the node's network, if
+// anything.
 func (p Policy) String() string {
 	texts := make([]string, len(p.interfaces))
 	for i, pattern := range p.interfaces {
 		texts[i] = pattern.String()
 	}
-	return strings.Join(texts, ",") + " " + string(p.verdict)
+	text := strings.Join(texts, ",") + " " + string(p.verdict)
+	if h := p.HostNetwork(); h != Allow {
+		text += ", hostNetwork pods " + string(h)
+	}
+	return text
 }

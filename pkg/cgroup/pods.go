@@ -1,0 +1,89 @@
+// The pods' own cgroups.
+
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+)
+
+// podName is the name of a pod's cgroup, by the kubelet's driver: `pod` and the UID for cgroupfs, `kubepods-burstable-pod`, the UID
+// with underscores for dashes, and `.slice` for systemd (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
+var podName = regexp.MustCompile(`^(?:.*-)?pod([0-9a-f]{8}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{12})(?:\.slice)?$`)
+
+// Pods returns the ids of the cgroups of all pods below a directory, by the pods' UIDs. Guaranteed pods are in it, others one level
+// further down.
+func Pods(directory string) (ids map[string]uint64, err error) {
+	ids = map[string]uint64{}
+	err = walk(directory, 2, func(path string, id uint64) bool {
+		if uid := podOf(filepath.Base(path)); uid != "" {
+			ids[uid] = id
+		}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the pods' cgroups: %w", err)
+	}
+	return ids, nil
+}
+
+// PodOf returns the UID of the pod that a cgroup belongs to; it is empty if the cgroup is gone, or is no pod's.
+func PodOf(directory string, id uint64) (uid string, err error) {
+	const deep = 8 // containers may have cgroups of their own
+	err = walk(directory, deep, func(path string, at uint64) bool {
+		if at != id {
+			return true
+		}
+		for path != directory && uid == "" {
+			uid = podOf(filepath.Base(path))
+			path = filepath.Dir(path)
+		}
+		return false
+	})
+	if err != nil {
+		return "", fmt.Errorf("looking for the cgroup %d: %w", id, err)
+	}
+	return uid, nil
+}
+
+func podOf(name string) (uid string) {
+	if match := podName.FindStringSubmatch(name); match != nil {
+		return strings.ReplaceAll(match[1], "_", "-")
+	}
+	return ""
+}
+
+var errEnough = errors.New("found")
+
+// walk visits the cgroups below a directory, to a depth, each with its id, until visit says that it is enough.
+func walk(directory string, depth int, visit func(path string, id uint64) (goOn bool)) error {
+	err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && path != directory { // it has gone meanwhile
+			return nil
+		}
+		if err != nil || !entry.IsDir() || path == directory {
+			return err
+		}
+		is, err := os.Lstat(path)
+		if err != nil {
+			return nil
+		}
+		if !visit(path, is.Sys().(*syscall.Stat_t).Ino) {
+			return errEnough
+		}
+		if below, _ := filepath.Rel(directory, path); strings.Count(below, "/")+1 >= depth {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}

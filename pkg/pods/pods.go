@@ -1,0 +1,81 @@
+// Package pods knows which pods the API server has put on a node.
+package pods
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Pod is what is kept of one that has not ended.
+type Pod struct {
+	// UID is the one in its cgroup's name, which for a static pod is not that of the object (kubernetes, pkg/kubelet/pod).
+	UID, Namespace, Name string
+	HostNetwork          bool
+}
+
+// configHash is where the kubelet puts a static pod's own UID (kubernetes, pkg/kubelet/types: ConfigHashAnnotationKey).
+const configHash = "kubernetes.io/config.hash"
+
+// Watch keeps the list, by client-go's informer. An API server that does not answer leaves it as it is.
+type Watch struct {
+	store      cache.Store
+	controller cache.Controller
+}
+
+// New makes a watch of the named node's pods, without a request. changed is called when a pod has come, gone or ended, and must not
+// block.
+func New(api rest.Interface, node string, changed func()) *Watch {
+	w := &Watch{}
+	w.store, w.controller = cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.NewListWatchFromClient(api, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node)),
+		ObjectType:    &corev1.Pod{},
+		Transform:     reduce,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { changed() },
+			UpdateFunc: func(any, any) { changed() },
+			DeleteFunc: func(any) { changed() },
+		},
+	})
+	return w
+}
+
+// Run watches until ctx ends.
+func (w *Watch) Run(ctx context.Context) { w.controller.RunWithContext(ctx) }
+
+// List returns the pods that have not ended. known is false until the API server has answered for the first time.
+func (w *Watch) List() (pods []Pod, known bool) {
+	for _, item := range w.store.List() {
+		p, ok := item.(*corev1.Pod)
+		if !ok || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+			continue
+		}
+		uid := string(p.UID)
+		if hash := p.Annotations[configHash]; hash != "" {
+			uid = hash
+		}
+		pods = append(pods, Pod{uid, p.Namespace, p.Name, p.Spec.HostNetwork})
+	}
+	return pods, w.controller.HasSynced()
+}
+
+// reduce leaves of a pod what List needs: a node has hundreds.
+func reduce(object any) (any, error) {
+	p, ok := object.(*corev1.Pod)
+	if !ok {
+		return object, nil
+	}
+	small := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion},
+		Spec:       corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
+		Status:     corev1.PodStatus{Phase: p.Status.Phase},
+	}
+	if hash, there := p.Annotations[configHash]; there {
+		small.Annotations = map[string]string{configHash: hash}
+	}
+	return small, nil
+}
