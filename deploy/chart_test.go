@@ -195,12 +195,12 @@ func TestValues(t *testing.T) {
 	}{
 		{
 			"every flag", []string{
-				"agent.interface={eni+,vlan+}", "agent.layers={iptables}", "agent.backend=nft", "agent.verdict=reject", "agent.resyncPeriod=1m30s",
+				"agent.interface={eni+,vlan+}", "agent.backend=nft", "agent.hostNetworkPods=audit", "agent.hostNetworkNamespaces={a,b}", "agent.verdict=reject", "agent.resyncPeriod=1m30s",
 				"agent.probeInterval=10m",
 				"agent.kubernetes=on", "agent.metricsBindAddress=:9999", "agent.healthBindAddress=127.0.0.1:9998",
 				"webConfig.secretName=web", "agent.logLevel=debug", "agent.logFormat=text",
 			},
-			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--layers=iptables","--backend=nft","--verdict=reject","--resync-period=1m30s","--probe-interval=10m",` +
+			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--host-network-pods=audit","--host-network-namespaces=a,b","--backend=nft","--verdict=reject","--resync-period=1m30s","--probe-interval=10m",` +
 				`"--kubernetes=on","--metrics-bind-address=:9999","--health-bind-address=127.0.0.1:9998",` +
 				`"--web-config-file=/etc/imds-guard/web/web-config.yml","--log-level=debug","--log-format=text"]`}},
 		},
@@ -222,6 +222,13 @@ func TestValues(t *testing.T) {
 				{agent + "securityContext capabilities add", `["NET_ADMIN","NET_RAW"]`},
 				{agent + "volumeMounts bpffs", `null`},
 				{pod + "volumes cgroup", `null`},
+			},
+		},
+		{
+			"pods in the node's network", []string{"agent.hostNetworkPods=block"},
+			[]check{
+				args(`,"--host-network-pods=block"`),
+				{"ClusterRole/imds-guard rules 2", `{"apiGroups":[""],"resources":["pods"],"verbs":["list","watch"]}`},
 			},
 		},
 		{"unquoted on", []string{"agent.kubernetes=true"}, []check{args(`,"--kubernetes=on"`)}},
@@ -428,6 +435,7 @@ func TestWrongValues(t *testing.T) {
 		{"agent.layers={}", "/agent/layers"},
 		{"agent.layers={route,flow}", "/agent/layers/1"},
 		{"agent.layers={cgroup}", "agent.layers: cgroup alone closes no path"},
+		{"agent.layers={iptables,route},agent.hostNetworkPods=block", "agent.hostNetworkPods is for the layer cgroup"},
 		{"agent.layers={iptables,route},agent.podsCgroup=/x", "agent.podsCgroup is for the layer cgroup"},
 		{"agent.verdict=reject,agent.layers={route}", "agent.verdict is reject"},
 		{"agent.podsCgroup=kubepods", "/agent/podsCgroup"},

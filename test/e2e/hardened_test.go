@@ -30,12 +30,12 @@ func TestHardenedConfinement(t *testing.T) {
 			status[key] = strings.TrimSpace(value)
 		}
 	}
-	few := fmt.Sprintf("%016x", 1<<unix.CAP_NET_ADMIN|1<<unix.CAP_NET_RAW)
+	few := fmt.Sprintf("%016x", uint64(1)<<unix.CAP_NET_ADMIN|1<<unix.CAP_NET_RAW|1<<unix.CAP_BPF)
 	for _, want := range []struct{ field, value, why string }{
 		{"Seccomp", "2", "a filter is in force"},
 		{"NoNewPrivs", "1", "no program can give it more"},
-		{"CapEff", few, "NET_ADMIN and NET_RAW, nothing else"},
-		{"CapBnd", few, "NET_ADMIN and NET_RAW, nothing else"},
+		{"CapEff", few, "NET_ADMIN, NET_RAW and BPF, nothing else"},
+		{"CapBnd", few, "NET_ADMIN, NET_RAW and BPF, nothing else"},
 	} {
 		if got := status[want.field]; got != want.value {
 			t.Errorf("%s is %s, want %s: %s", want.field, got, want.value, want.why)

@@ -146,7 +146,7 @@ func (n *Node) helm(arguments ...string) (string, error) {
 // hasArgs wants the agent's flags to be these, and the one that the chart always sets.
 func hasArgs(arguments ...string) func(*corev1.Pod) error {
 	return func(pod *corev1.Pod) error {
-		want := slices.Concat([]string{"run"}, arguments, []string{"--health-bind-address=127.0.0.1:9168"})
+		want := slices.Concat([]string{"run"}, arguments, []string{"--probe-interval=5m", "--health-bind-address=127.0.0.1:9168"})
 		if have := pod.Spec.Containers[0].Args; !slices.Equal(have, want) {
 			return fmt.Errorf("its arguments are %q", have)
 		}

@@ -16,8 +16,7 @@ func TestSockets(t *testing.T) {
 	for _, hardened := range []string{"false", "true"} {
 		t.Run("hardened="+hardened, func(t *testing.T) {
 			begin(t)
-			node.Helm(t, "install", "imds-guard", chart(t), "--create-namespace", "--set", "hardened="+hardened,
-				"--set", "agent.layers={iptables,route,cgroup}")
+			node.Helm(t, "install", "imds-guard", chart(t), "--create-namespace", "--set", "hardened="+hardened)
 			node.WaitAgent(t)
 			node.waitAllLayers(t)
 			for _, family := range []string{"ipv4", "ipv6"} {

@@ -1,0 +1,76 @@
+//go:build e2e
+
+// Scenario 13: pods in the node's network, which the API server knows.
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// With block, a pod in the node's network is refused and named, and stays so without API server and agent; one of a namespace that
+// is let through is served, from its start on. With audit all are, and named.
+func TestHostNetworkPods(t *testing.T) {
+	begin(t)
+	asker := node.RunAsker(t, "asker", true)
+	asker.WaitAnswers(t, 3)
+
+	step(t, "block")
+	node.Helm(t, "install", "imds-guard", chart(t), "--create-namespace", "--set", "agent.hostNetworkPods=block")
+	pod := node.WaitAgent(t)
+	node.waitAllLayers(t)
+	refused := func(when string) {
+		t.Helper()
+		before := asker.refusals(t)
+		wait(t, "the pod to be refused "+when, func() error {
+			if now := asker.refusals(t) - before; now < 20 {
+				return fmt.Errorf("%d calls were", now)
+			}
+			return nil
+		})
+	}
+	named := func(message string) {
+		t.Helper()
+		wait(t, "the agent to name it", func() error {
+			for _, line := range strings.Split(strings.Join(node.agentLog(t, pod), "\n"), "\n") {
+				if strings.Contains(line, message) && strings.Contains(line, `"namespace":"default","pod":"asker","uid":"`+string(asker.uid)+`"`) {
+					return nil
+				}
+			}
+			return fmt.Errorf("it says nothing of %s", asker.uid)
+		})
+	}
+	refused("by its name")
+	named("and is refused")
+	quiet := asker.Answers()
+
+	step(t, "the API server stops, and the agent is killed")
+	node.Component(t, "stop", "kube-apiserver", "KILL") // told to end, it takes a minute
+	t.Cleanup(func() { node.apiServerBack(t) })
+	refused("without the API server")
+	kill(t, node.AgentPID(t))
+	refused("after the agent's end")
+	wait(t, "a new agent", func() error {
+		_, err := node.metric("imds_guard_protected")
+		return err
+	})
+	refused("by an agent that has not reached the API server")
+	node.apiServerBack(t)
+	if answers := asker.Answers() - quiet; answers != 0 {
+		t.Errorf("the pod got %d answers", answers)
+	}
+
+	step(t, "its namespace is let through")
+	node.Helm(t, "upgrade", "imds-guard", chart(t), "--reset-then-reuse-values", "--set", "agent.hostNetworkNamespaces={default}")
+	asker.WaitAnswers(t, 5)
+	node.RunAsker(t, "late", true).WaitAnswers(t, 3)
+
+	step(t, "audit")
+	node.Helm(t, "upgrade", "imds-guard", chart(t), "--reset-then-reuse-values", "--set", "agent.hostNetworkNamespaces={kube-system}",
+		"--set", "agent.hostNetworkPods=audit")
+	pod = node.waitAgent(t, "the agent that audits", hasArgs("--interface=eni+", "--host-network-pods=audit"))
+	named("with block it would be refused")
+	asker.WaitAnswers(t, 5)
+}
