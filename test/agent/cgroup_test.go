@@ -44,7 +44,7 @@ func TestSockets(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
 	n.sh("NETNS=%s; %s", n.pod.Path(), macvlan)
-	if err := n.useMacvlan(); err != nil {
+	if err := useMacvlan(n.pod); err != nil {
 		t.Fatal(err)
 	}
 	arrivals := countArrivals(t, n)

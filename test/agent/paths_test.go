@@ -197,7 +197,7 @@ func TestPaths(t *testing.T) { tryPaths(t, paths(), closed) }
 // fails, a layer does more than the documents promise: say so there.
 func TestBypassPaths(t *testing.T) {
 	tryPaths(t, []path{{"macvlan", imds.IPv4, macvlan, func(n *node) error {
-		if err := n.useMacvlan(); err != nil {
+		if err := useMacvlan(n.pod); err != nil {
 			return err
 		}
 		return dial(n.pod.Namespace, "tcp", testnode.IMDSv4+":80", 10)
@@ -207,10 +207,10 @@ func TestBypassPaths(t *testing.T) {
 // macvlan is a script for the node that gives the namespace NETNS a macvlan on the uplink.
 const macvlan = `ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 netns "$NETNS"`
 
-// useMacvlan leads the pod's packets to the endpoint out by its macvlan.
-func (n *node) useMacvlan() error {
+// useMacvlan leads a pod's packets to the endpoint out by its macvlan.
+func useMacvlan(pod *testnode.Pod) error {
 	script := "ip addr replace 10.0.0.99/24 dev mv0; ip link set mv0 up; ip route replace 169.254.169.254 via 10.0.0.1 dev mv0"
-	if out, err := n.pod.Command(context.Background(), "sh", "-ec", script).CombinedOutput(); err != nil {
+	if out, err := pod.Command(context.Background(), "sh", "-ec", script).CombinedOutput(); err != nil {
 		return fmt.Errorf("using a macvlan: %w: %s", err, out)
 	}
 	return nil

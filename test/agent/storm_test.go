@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
@@ -44,8 +45,8 @@ func tamperingOf(v variant, i int) string {
 }
 
 // storm tampers in random order, as fast as it goes, and kills the agent now and then, while pods ask for both families
-// without pause, by TCP and by UDP. It returns how many of their packets came to the endpoint, how many were sent in all, and
-// how often there was tampering.
+// without pause, by TCP and by UDP. With the layer of sockets, so does a pod with a macvlan. It returns how many of their packets
+// came to the endpoint, how many were sent in all, and how often there was tampering.
 func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, lasts time.Duration) (reached, sent, tampered int) {
 	n, others := bothLayers(t)
 	n.layers = layers
@@ -56,6 +57,10 @@ func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, last
 		}
 	}
 	args := []string{"--backend", string(backend), "--resync-period", "1s", "--interface", "eni+,vlan+,veth+"}
+	var past *testnode.Pod
+	if strings.Contains(layers, cgroup.LayerName) {
+		past, args = n.podPastForward(args)
+	}
 	a := n.startReady(args...)
 	eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
 	arrivals := countArrivals(t, n)
@@ -69,6 +74,16 @@ func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, last
 				asking.Go(func() { asked[4*i+2*j+k] = ask(ctx, pod, network, f) })
 			}
 		}
+	}
+	calls := 0
+	if past != nil {
+		asking.Go(func() {
+			for ; ctx.Err() == nil; calls++ {
+				if got := n.calls(past.Namespace); !allAre(got, "EPERM") {
+					t.Errorf("the calls of a pod with a macvlan end in %q", got)
+				}
+			}
+		})
 	}
 	random := rand.New(rand.NewPCG(seed, 0))
 	for ; ctx.Err() == nil; tampered++ {
@@ -84,6 +99,10 @@ func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, last
 	asking.Wait()
 	for _, k := range asked {
 		sent += k
+	}
+	sent += calls
+	if past != nil && calls == 0 {
+		t.Error("the pod with a macvlan has not asked")
 	}
 	reached = arrivals()
 	eventually(t, "after the storm all layers are in force", func() bool { return a.ready() && a.metric("imds_guard_degraded") == 0 })
@@ -101,6 +120,31 @@ func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, last
 		}
 	}
 	return reached, sent, tampered
+}
+
+// podPastForward adds a pod that is served by a macvlan, and the flags by which its cgroup is known.
+func (n *node) podPastForward(args []string) (*testnode.Pod, []string) {
+	n.t.Helper()
+	pod, err := n.AddPod("eni0123456789f")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.sh("NETNS=%s; %s", pod.Path(), macvlan)
+	if err := useMacvlan(pod); err != nil {
+		n.t.Fatal(err)
+	}
+	eventually(n.t, "the macvlan leads to the endpoint", func() bool {
+		conn, err := pod.Dial(n.t.Context(), "tcp", "169.254.169.254:80")
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	pods, err := n.PodsCgroup()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return pod, append(args, "--pods-cgroup", pods)
 }
 
 // countArrivals counts, from now on, the packets that come to the endpoint. (The stand-in for it answers, so that whole
@@ -152,7 +196,8 @@ func TestTamperStorm(t *testing.T) {
 	for _, b := range []rules.Backend{rules.NFT, rules.Legacy} {
 		t.Run(string(b), func(t *testing.T) {
 			t.Logf("seed %d", *stormSeed)
-			reached, sent, tampered := storm(t, rules.LayerName+","+route.LayerName, b, *stormSeed, *stormTime)
+			layers := rules.LayerName + "," + route.LayerName + "," + cgroup.LayerName
+			reached, sent, tampered := storm(t, layers, b, *stormSeed, *stormTime)
 			t.Logf("%d packets at the endpoint; %d attempts, %d times tampered", reached, sent, tampered)
 			if reached != 0 {
 				t.Errorf("%d packets of pods reached the endpoint; the order is that of -storm.seed=%d", reached, *stormSeed)
