@@ -40,18 +40,28 @@ func (n *Node) PodsCgroup() (string, error) {
 	if n.cgroup != "" {
 		return n.cgroup, nil
 	}
+	root := cgroupRoot()
+	if root == "" {
+		return "", errors.New("making the pods' cgroup: no cgroup v2 is mounted")
+	}
+	n.cgroup = filepath.Join(root, fmt.Sprintf("imds-guard-test-%d-%d", os.Getpid(), cgroups.Add(1)))
+	if err := os.MkdirAll(filepath.Join(n.cgroup, containerCgroup), 0o755); err != nil {
+		return "", fmt.Errorf("making the pods' cgroup: %w", err)
+	}
+	return n.cgroup, nil
+}
+
+// HasCgroup2 reports whether nodes can have a pods' cgroup on this machine.
+func HasCgroup2() bool { return cgroupRoot() != "" }
+
+func cgroupRoot() string {
 	for _, root := range cgroupRoots {
 		var s unix.Statfs_t
-		if err := unix.Statfs(root, &s); err != nil || s.Type != unix.CGROUP2_SUPER_MAGIC {
-			continue
+		if err := unix.Statfs(root, &s); err == nil && s.Type == unix.CGROUP2_SUPER_MAGIC {
+			return root
 		}
-		n.cgroup = filepath.Join(root, fmt.Sprintf("imds-guard-test-%d-%d", os.Getpid(), cgroups.Add(1)))
-		if err := os.MkdirAll(filepath.Join(n.cgroup, containerCgroup), 0o755); err != nil {
-			return "", fmt.Errorf("making the pods' cgroup: %w", err)
-		}
-		return n.cgroup, nil
 	}
-	return "", errors.New("making the pods' cgroup: no cgroup v2 is mounted")
+	return ""
 }
 
 // removeCgroups removes the pods' cgroup with all that is below. Its processes have ended.

@@ -108,8 +108,9 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 		Layers: layers, Policy: c.Policy(), Resync: c.Resync, Log: log,
 		Recorder: recorder{a.metrics, a.cluster}, Looked: a.observer.Wake, Suspect: a.suspect, Evidence: a.evidence,
 	})
+	own := newOwnPackets()
 	a.prober = prober{
-		probes: probes{c.Interfaces, a.freshLooks, newOwnPackets()}, interval: c.ProbeInterval, log: log, ended: a.probed,
+		makeAll: probes{c.Interfaces, a.freshLooks, own}.all, own: own, interval: c.ProbeInterval, log: log, ended: a.probed,
 	}
 	a.hosts = &hosts{
 		mode: c.HostNetwork, namespaces: c.HostNamespaces, resync: c.Resync, log: log, place: a.podsPlace, list: a.listPods,

@@ -23,7 +23,9 @@ const (
 
 // prober probes at intervals, and knows what the last probes came to. All but run may be called from any goroutine.
 type prober struct {
-	probes
+	// makeAll makes all probes; own is what keeps them out of counts, nil if nothing does.
+	makeAll  func() []Probe
+	own      *ownPackets
 	interval time.Duration
 	log      *slog.Logger
 	// ended is called after the probes with what came of them. It must not block.
@@ -43,7 +45,7 @@ func (p *prober) run(ctx context.Context) {
 		return
 	}
 	for {
-		results := p.all()
+		results := p.makeAll()
 		p.mu.Lock()
 		before := p.results
 		p.results = results

@@ -22,9 +22,10 @@ type demonstration struct {
 	out      *printer
 	families []family
 
-	node  *testnode.Node
-	pods  []*testnode.Pod
-	guard *guard
+	node       *testnode.Node
+	pods       []*testnode.Pod
+	podsCgroup string // empty if the machine has no cgroup v2
+	guard      *guard
 
 	before, after metrics
 	tamperings    int
@@ -49,6 +50,9 @@ func demo(ctx context.Context, opts options, out *printer) (err error) {
 		}
 		d.pods = append(d.pods, pod)
 	}
+	if err := d.findCgroups(); err != nil {
+		return err
+	}
 	if err := d.startMock(ctx, opts.imds); err != nil {
 		return err
 	}
@@ -59,6 +63,8 @@ func demo(ctx context.Context, opts options, out *printer) (err error) {
 		{"A pod steals the node's credentials", d.stepSteal},
 		{"imds-guard starts on the node", d.stepStart},
 		{"Pods are blocked, and nothing else is", d.stepBlocked},
+		{"So is a pod in the node's own network, if that is asked for", d.stepHostNetwork},
+		{"The guard proves it by packets of its own", d.stepProbe},
 		{"Somebody flushes the chain", d.stepFlush},
 		{"Somebody buries the rule under an ACCEPT", d.stepBury},
 		{"The guard is killed", d.stepKill},
@@ -81,6 +87,9 @@ func (d *demonstration) stepSteal(ctx context.Context) error {
 			return err
 		}
 		d.out.bad("%s %s: role %s, AccessKeyId %s, SecretAccessKey %.4s…", f.name, f.imds, c.Role, c.AccessKeyID, c.SecretAccessKey)
+	}
+	if d.podsCgroup != "" {
+		return d.inNodesNetwork("sent")
 	}
 	return nil
 }

@@ -24,8 +24,8 @@ type guard struct {
 
 // startGuard starts the guard on the node and waits until it says that it is ready.
 func (d *demonstration) startGuard(ctx context.Context) error {
-	cmd := d.node.Command(ctx, d.opts.guard, "run", "--kubernetes", "off", "--metrics-bind-address", metricsAddress,
-		"--log-format", "text", "--backend", d.opts.backend)
+	cmd := d.node.Command(ctx, d.opts.guard, append([]string{"run", "--kubernetes", "off", "--metrics-bind-address", metricsAddress,
+		"--log-format", "text"}, d.flags()...)...)
 	g := &guard{cmd: cmd, log: &testnode.Log{}}
 	cmd.Stdout, cmd.Stderr = g.log, g.log
 	var err error

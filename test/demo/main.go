@@ -16,11 +16,16 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
 )
 
 func main() { os.Exit(run()) }
 
 func run() int {
+	if testnode.RunSocketCalls() {
+		return 0
+	}
 	opts, err := parseFlags(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
