@@ -45,12 +45,13 @@ func TestHostNetworkPods(t *testing.T) {
 	refused("by its name")
 	named("and is refused")
 	quiet := asker.Answers()
+	agent := node.AgentPID(t) // which the API server tells
 
 	step(t, "the API server stops, and the agent is killed")
 	node.Component(t, "stop", "kube-apiserver", "KILL") // told to end, it takes a minute
 	t.Cleanup(func() { node.apiServerBack(t) })
 	refused("without the API server")
-	kill(t, node.AgentPID(t))
+	kill(t, agent)
 	refused("after the agent's end")
 	wait(t, "a new agent", func() error {
 		_, err := node.metric("imds_guard_protected")
