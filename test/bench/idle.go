@@ -16,7 +16,7 @@ import (
 
 const (
 	cpuGoal      = 0.001 // of a core
-	memoryGoal   = 25 << 20
+	memoryGoal   = 40 << 20
 	scrapePeriod = 15 * time.Second
 	// ticksPerSecond is USER_HZ, 100 on every platform that the guard runs on (proc(5), sysconf(_SC_CLK_TCK)).
 	ticksPerSecond = 100

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
 )
 
 // longest bounds the whole run, building included.
@@ -26,6 +28,9 @@ const longest = 20 * time.Minute
 func main() { os.Exit(run()) }
 
 func run() int {
+	if testnode.RunSocketCalls() {
+		return 0
+	}
 	opts, err := parseFlags(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -90,6 +95,7 @@ var stages = [][]figure{
 	{{"leak", "Requests that reach the endpoint while the rule is flushed", measureLeak}},
 	{{"start", "Start", measureStart}},
 	{{"datapath", "Other traffic", measureDatapath}},
+	{{"sockets", "Socket calls of pods", measureSockets}},
 	{{"idle", "Idle", measureIdle}, {"today", "From tampered with to repaired, by what users have today", measureToday}},
 }
 

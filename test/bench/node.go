@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
@@ -26,11 +28,12 @@ const patience = 15 * time.Second
 // backends are the two in which everything is measured.
 var backends = []rules.Backend{rules.NFT, rules.Legacy}
 
-// The layers in which things are measured. By default the guard keeps both.
+// The layers in which things are measured. By default the guard keeps all.
 var (
 	iptablesAlone = []string{rules.LayerName}
 	routeAlone    = []string{route.LayerName}
 	bothLayers    = []string{rules.LayerName, route.LayerName}
+	allLayers     = []string{rules.LayerName, route.LayerName, cgroup.LayerName}
 )
 
 // node is a throwaway node whose kubelet and agents use one iptables backend, with one pod.
@@ -39,16 +42,20 @@ type node struct {
 	pod     *testnode.Pod
 	backend rules.Backend
 	layers  []string // that the guard is asked for
+	pods    string   // their cgroup
 }
 
 // newNode makes a node. The chain that a kubelet leaves in the mangle table lets the guard find the backend, so that it
 // runs with its default flags.
 func newNode(ctx context.Context, backend rules.Backend) (n *node, err error) {
-	n = &node{backend: backend, layers: bothLayers}
+	n = &node{backend: backend, layers: allLayers}
 	if n.Node, err = testnode.New(); err != nil {
 		return nil, err
 	}
-	if n.pod, err = n.AddPod("eni0123456789a"); err == nil {
+	if n.pods, err = n.PodsCgroup(); err == nil {
+		n.pod, err = n.AddPod("eni0123456789a")
+	}
+	if err == nil {
 		for _, f := range imds.Families {
 			_, err = n.iptables(ctx, f, "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
 			if err != nil {
@@ -122,7 +129,11 @@ type agent struct {
 
 // startAgent executes `imds-guard run` with the node's layers, which by default are the guard's own.
 func (b *bench) startAgent(ctx context.Context, n *node) (*agent, error) {
-	a := &agent{cmd: n.Command(ctx, b.guard, "run", "--layers", strings.Join(n.layers, ",")), ended: make(chan error, 1)}
+	flags := []string{"run", "--layers", strings.Join(n.layers, ",")}
+	if slices.Contains(n.layers, cgroup.LayerName) {
+		flags = append(flags, "--pods-cgroup", n.pods) // which on a node of Kubernetes is found
+	}
+	a := &agent{cmd: n.Command(ctx, b.guard, flags...), ended: make(chan error, 1)}
 	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
 	if err := a.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the guard: %w", err)

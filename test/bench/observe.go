@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/route"
 )
@@ -153,9 +154,12 @@ func (n *node) withCounters(f func([]counter) error) (err error) {
 	for _, family := range imds.Families {
 		for _, layer := range n.layers {
 			var c counter
-			if layer == route.LayerName {
+			switch layer {
+			case route.LayerName:
 				c, err = newPieceCounter(n, family)
-			} else {
+			case cgroup.LayerName:
+				c, err = newHookCounter(n)
+			default:
 				c, err = newCounter(n, family)
 			}
 			if err != nil {
