@@ -60,7 +60,8 @@ func newRoot() *cobra.Command {
 		Use:   "imds-guard",
 		Short: "Keeps pods away from the EC2 instance metadata service (IMDS)",
 		Long: "imds-guard keeps pods away from the EC2 instance metadata service (IMDS): by a rule at the top of the node's\n" +
-			"FORWARD chain, and by a route into a sink. It keeps both in place, and reports what the kernel has.",
+			"FORWARD chain, by a route into a sink, and by programs that refuse the pods' sockets. It keeps them in place, and\n" +
+			"reports what the kernel has.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,

@@ -149,7 +149,7 @@ func NewOptions() *Options {
 	f.StringVar(&o.hostNetwork, "host-network-pods", string(policy.Allow),
 		"what happens to sockets of pods in the node's network, for the layer cgroup: "+alternatives(policy.HostNetworks))
 	f.StringSliceVar(&o.hostNamespaces, hostNamespaces, []string{"kube-system"},
-		"`namespaces` whose pods in the node's network are let through (default: kube-system and the agent's own)")
+		"`namespaces` whose pods in the node's network are let through (default: kube-system and the agent's own; a list replaces it)")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
 	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")

@@ -73,8 +73,8 @@ func agentLife(t *testing.T, v variant) {
 	node.Kubectl(t, "-n", namespace, "delete", "daemonset", "imds-guard", "--cascade=foreground")
 	asker.WaitAttempts(t, 50)
 	attempts := asker.Never(t)
-	if dropped := node.dropped(t); dropped < attempts {
-		t.Errorf("the rule has dropped %d packets, fewer than the %d attempts", dropped, attempts)
+	if dropped, refused := node.dropped(t), asker.refusals(t); dropped+refused < attempts {
+		t.Errorf("the rule has dropped %d packets, and %d sockets were refused: fewer than the %d attempts", dropped, refused, attempts)
 	}
 	figures.add(t, "attempts of a pod while the agent is killed, updated and deleted; answers",
 		fmt.Sprintf("%d; %d (control: %d answers)", attempts, asker.Answers(), control.Answers()))
