@@ -32,7 +32,7 @@ func newCheck() *cobra.Command {
 			if err := requireNetAdmin("reading rules"); err != nil {
 				return err
 			}
-			found, err := agent.NewCheck(c, toProbe)
+			found, err := agent.NewCheck(cmd.Context(), c, toProbe)
 			if err != nil {
 				return err
 			}

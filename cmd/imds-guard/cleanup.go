@@ -89,7 +89,11 @@ func remove(out io.Writer, patterns []ifpattern.Pattern) (found bool, err error)
 			}
 		}
 	}
-	errs = append(errs, probe.Cleanup())
+	left, err := probe.Cleanup()
+	if errs = append(errs, err); left {
+		found = true
+		fmt.Fprintln(out, "removed the interfaces of a probe")
+	}
 	return found, errors.Join(errs...)
 }
 

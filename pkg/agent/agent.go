@@ -173,7 +173,7 @@ func (a *agent) status() guard.Status {
 // evidence is what is known beside the layers' readings.
 func (a *agent) evidence() guard.Evidence {
 	e, found := a.prober.evidence(), a.datapath.Found()
-	e.Bypasses, e.Unsearched = found.Ways, found.Err
+	e.Bypasses, e.Unsearched, e.Unlisted = found.Ways, found.Err, a.hosts.unlisted()
 	return e
 }
 

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -61,7 +62,7 @@ var (
 )
 
 // NewCheck looks, and sends packets of our own if it is to probe. The error says that no look was possible.
-func NewCheck(c config.Config, toProbe bool) (Check, error) {
+func NewCheck(ctx context.Context, c config.Config, toProbe bool) (Check, error) {
 	if why := OutsideNode(); why != "" {
 		return Check{}, fmt.Errorf("%w: %s", ErrUnknown, why)
 	}
@@ -81,16 +82,16 @@ func NewCheck(c config.Config, toProbe bool) (Check, error) {
 	if selector != nil {
 		check.Backend = selector.Current()
 	}
-	look := func() (read []guard.LayerStatus) {
+	look := func(context.Context) (read []guard.LayerStatus) {
 		for _, l := range layers {
 			read = append(read, guard.LayerStatus{ID: l.ID(), Reading: l.Look(c.Policy(), func(string) {}).Reading})
 		}
 		return read
 	}
 	if toProbe {
-		check.Probes = probes{patterns: c.Interfaces, look: look}.all()
+		check.Probes = probes{patterns: c.Interfaces, look: look}.all(ctx)
 	}
-	read := look()
+	read := look(ctx)
 	for _, l := range read {
 		check.Families = append(check.Families, CheckFamily{l.Family, l.Name, l.State, l.Detail, append([]string{}, l.Rules...)})
 	}

@@ -3,10 +3,13 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"slices"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
@@ -20,9 +23,12 @@ const (
 	hostsPause = 100 * time.Millisecond
 	// hostsPatience is for how long. A pod without a cgroup after that has other troubles, and is looked for at each resync.
 	hostsPatience = time.Minute
+	// mostNamed bounds the memory of who was named.
+	mostNamed = 1000
 )
 
-// hosts keeps the list of pods in the node's network that are let through. run owns everything; Wake may be called from any goroutine.
+// hosts keeps the list of pods in the node's network that are let through. run owns everything but what mu guards; Wake and
+// unlisted may be called from any goroutine.
 type hosts struct {
 	mode       policy.HostNetwork
 	namespaces []string
@@ -34,10 +40,13 @@ type hosts struct {
 	list func() (all []pods.Pod, known bool)
 	wake chan struct{}
 
-	since  map[string]time.Time // by UID: since when a pod has been without a cgroup
-	asked  map[uint64]uint64    // by cgroup: what was counted the last time
-	named  map[string]bool      // by UID: who was named in the log
-	failed bool                 // the last attempt, which the log knows of
+	since map[string]time.Time // by UID: since when a pod has been without a cgroup
+	asked map[uint64]uint64    // by cgroup: what was counted the last time; nil before the first
+	named map[string]bool      // who was named in the log: by UID, or by the number of a cgroup that is no known pod's
+
+	mu      sync.Mutex
+	trouble error // why the list is not kept, nil if it is
+	begun   time.Time
 }
 
 // Wake never blocks.
@@ -56,16 +65,26 @@ func (h *hosts) run(ctx context.Context) {
 		}
 		return
 	}
-	h.since, h.asked, h.named = map[string]time.Time{}, map[uint64]uint64{}, map[string]bool{}
+	h.mu.Lock()
+	h.begun = time.Now()
+	h.mu.Unlock()
+	h.since, h.named = map[string]time.Time{}, map[string]bool{}
+	var logged error
 	for {
 		again := h.resync
-		if pending, err := h.keep(time.Now()); pending || errors.Is(err, cgroup.ErrNoHostMaps) {
+		pending, err := h.keep(time.Now())
+		h.mu.Lock()
+		h.trouble = err
+		h.mu.Unlock()
+		early := errors.Is(err, errNotListed) || errors.Is(err, cgroup.ErrNoHostMaps) // as it is at every start
+		if pending || early {
 			again = min(again, hostsPause)
-		} else if err != nil && !h.failed {
+		}
+		if err != nil && !early && (logged == nil || logged.Error() != err.Error()) {
 			h.log.Warn("the list of pods in the node's network can't be kept; trying again", "error", err)
-			h.failed = true
-		} else if err == nil {
-			h.failed = false
+		}
+		if !early {
+			logged = err
 		}
 		select {
 		case <-ctx.Done():
@@ -76,12 +95,28 @@ func (h *hosts) run(ctx context.Context) {
 	}
 }
 
+var errNotListed = errors.New("the API server has not told yet which pods are on the node")
+
+// unlisted says why pods in the node's network are let through that were not to be, if that has lasted for a while, nil if they are
+// not.
+func (h *hosts) unlisted() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.mode != policy.Block || h.begun.IsZero() || time.Since(h.begun) < hostsPatience {
+		return nil
+	}
+	return h.trouble
+}
+
 // keep writes the list, and names who asks without being in it. pending: a pod that is to be let through has no cgroup yet.
 func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	place := h.place()
 	all, known := h.list()
-	if place == "" || !known {
-		return false, nil
+	if !known {
+		return false, errNotListed
+	}
+	if place == "" {
+		return false, cgroup.ErrNoHostMaps
 	}
 	ids, err := cgroup.Pods(place)
 	if err != nil {
@@ -110,24 +145,33 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	return pending, h.name(place, all)
 }
 
-// name logs who asks, each pod once.
+// name logs who has asked since the last time, each pod once. (What was counted before the first time, another agent knew of.)
 func (h *hosts) name(place string, all []pods.Pod) error {
 	asked, err := cgroup.HostsAsked()
 	if err != nil {
 		return err
 	}
+	before := h.asked
+	h.asked = asked
+	if before == nil {
+		return nil
+	}
 	for id, calls := range asked {
-		if h.asked[id] == calls {
+		if before[id] == calls {
 			continue
 		}
 		uid, err := cgroup.PodOf(place, id)
 		if err != nil {
 			return err
 		}
-		if h.named[uid] {
+		who := cmp.Or(uid, strconv.FormatUint(id, 10))
+		if h.named[who] {
 			continue
 		}
-		h.named[uid] = true
+		if len(h.named) >= mostNamed { // pods come and go
+			clear(h.named)
+		}
+		h.named[who] = true
 		p := pods.Pod{UID: uid}
 		if i := slices.IndexFunc(all, func(p pods.Pod) bool { return p.UID == uid }); i >= 0 {
 			p = all[i]
@@ -136,8 +180,7 @@ func (h *hosts) name(place string, all []pods.Pod) error {
 		if h.mode == policy.Audit {
 			message = "a pod in the node's network asks for the endpoint: with block it would be refused"
 		}
-		h.log.Warn(message, "namespace", p.Namespace, "pod", p.Name, "uid", p.UID, "calls", calls)
+		h.log.Warn(message, "namespace", p.Namespace, "pod", p.Name, "uid", p.UID, "cgroup", id, "calls", calls)
 	}
-	h.asked = asked
 	return nil
 }

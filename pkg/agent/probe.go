@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/probe"
+	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
 // Probe is what came of one packet, or of one socket call.
@@ -42,30 +45,48 @@ func (p Probe) String() string {
 // probes is how they are made: look reads every layer anew; own, which may be nil, keeps them out of the count of what was stopped.
 type probes struct {
 	patterns []ifpattern.Pattern
-	look     func() []guard.LayerStatus
+	look     func(context.Context) []guard.LayerStatus
 	own      *ownPackets
 }
 
-// all probes every path of every family that the layers are about.
-func (p probes) all() (results []Probe) {
+// The layers that may stop what goes by a path.
+var stopping = map[string][]string{
+	probe.PathForward: {rules.LayerName, route.LayerName},
+	probe.PathSocket:  {cgroup.LayerName},
+}
+
+// all probes every path of every family that the layers are about, until ctx ends.
+func (p probes) all(ctx context.Context) (results []Probe) {
 	for _, f := range imds.Families {
-		results = append(results, p.one(probe.PathForward, f, func(l guard.LayerStatus) bool { return !l.SocketsOnly },
-			func([]guard.LayerStatus) (letThrough string, err error) { return p.forward(f) }))
+		results = append(results, p.one(ctx, probe.PathForward, f, func() (string, error) { return p.forward(f) }))
 	}
 	for _, f := range imds.Families {
-		refuses := func(l guard.LayerStatus) bool { return l.SocketsOnly && l.State != layer.Unsupported }
-		if !slices.ContainsFunc(p.look(), func(l guard.LayerStatus) bool { return l.Family == f && refuses(l) }) {
+		// Where the layer is not in force, that is known, and no proof is needed that a socket is not refused.
+		id := layer.ID{Name: cgroup.LayerName, Family: f}
+		before, asked := find(p.look(ctx), id)
+		if !asked || !before.State.Protects() {
 			continue
 		}
-		results = append(results, p.one(probe.PathSocket, f, refuses, func(before []guard.LayerStatus) (string, error) {
-			refused, err := cgroup.Ask(f, before[0].Place)
+		result := p.one(ctx, probe.PathSocket, f, func() (string, error) {
+			refused, err := cgroup.Ask(f, before.Place)
 			if err != nil || refused {
 				return "", err
 			}
 			return "a socket was connected", nil
-		}))
+		})
+		if after, _ := find(p.look(ctx), id); after.State.Protects() {
+			results = append(results, result)
+		}
 	}
 	return results
+}
+
+func find(layers []guard.LayerStatus, id layer.ID) (l guard.LayerStatus, there bool) {
+	i := slices.IndexFunc(layers, func(l guard.LayerStatus) bool { return l.ID == id })
+	if i < 0 {
+		return l, false
+	}
+	return layers[i], true
 }
 
 // forward says how a packet was let through, if it was.
@@ -81,20 +102,17 @@ func (p probes) forward(f imds.Family) (letThrough string, err error) {
 }
 
 // one sends, and finds out by their counters which of the layers that may stop it did.
-func (p probes) one(path string, f imds.Family, may func(guard.LayerStatus) bool,
-	send func(before []guard.LayerStatus) (letThrough string, err error),
-) Probe {
+func (p probes) one(ctx context.Context, path string, f imds.Family, send func() (letThrough string, err error)) Probe {
 	result := Probe{Path: path, Family: f, StoppedBy: []string{}}
-	look := func() []guard.LayerStatus {
-		return slices.DeleteFunc(p.look(), func(l guard.LayerStatus) bool { return l.Family != f || !may(l) })
-	}
-	before := look()
+	before := slices.DeleteFunc(p.look(ctx), func(l guard.LayerStatus) bool {
+		return l.Family != f || !slices.Contains(stopping[path], l.Name)
+	})
 	p.own.expect(before)
-	letThrough, err := send(before)
-	after := look()
+	letThrough, err := send()
+	after := p.look(ctx)
 	var missed []guard.LayerStatus
-	for i, l := range before {
-		if after[i].Blocked > l.Blocked {
+	for _, l := range before {
+		if now, _ := find(after, l.ID); now.Blocked > l.Blocked {
 			result.StoppedBy = append(result.StoppedBy, l.Name)
 		} else {
 			missed = append(missed, l)

@@ -49,8 +49,8 @@ func TestProbeResult(t *testing.T) {
 	} {
 		counters := map[string]uint64{"iptables": 7, "route": 7}
 		own := newOwnPackets()
-		p := probes{look: func() []guard.LayerStatus { return counting(counters) }, own: own}
-		got := p.one("forward", imds.IPv4, func(guard.LayerStatus) bool { return true }, func([]guard.LayerStatus) (string, error) {
+		p := probes{look: func(context.Context) []guard.LayerStatus { return counting(counters) }, own: own}
+		got := p.one(t.Context(), "forward", imds.IPv4, func() (string, error) {
 			for _, name := range c.counted {
 				counters[name]++
 			}
@@ -127,7 +127,7 @@ func TestProber(t *testing.T) {
 			interval: 5 * time.Minute, log: slog.New(slog.NewTextHandler(&log, nil)),
 			ended: func([]Probe) { at = append(at, time.Since(begun)) },
 		}
-		p.makeAll = func() []Probe {
+		p.makeAll = func(context.Context) []Probe {
 			time.Sleep(time.Second)
 			if stops.Load() {
 				return []Probe{{Path: "forward", Family: imds.IPv4, Result: probe.Stopped, StoppedBy: []string{"route"}}}
@@ -169,6 +169,32 @@ func TestProber(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The end of the agent is waited for by no probe, and what it looked at meanwhile proves nothing.
+func TestProberEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := &prober{interval: time.Minute, log: slog.New(slog.DiscardHandler), ended: func([]Probe) { t.Error("results were published") }}
+		p.makeAll = func(context.Context) []Probe {
+			cancel()
+			return []Probe{{Path: "forward", Result: probe.Answered}}
+		}
+		p.run(ctx)
+		if p.evidence().Answered != "" {
+			t.Error("they are evidence")
+		}
+	})
+}
+
+// A layer that another look doesn't name, or that has another place in it, is no reason to fail.
+func TestProbeLooksDiffer(t *testing.T) {
+	looks := [][]guard.LayerStatus{counting(map[string]uint64{"iptables": 7, "route": 7}), counting(map[string]uint64{"iptables": 7, "route": 8})[1:]}
+	p := probes{look: func(context.Context) (l []guard.LayerStatus) { l, looks = looks[0], looks[1:]; return l }}
+	got := p.one(t.Context(), "forward", imds.IPv4, func() (string, error) { return "", nil })
+	if got.String() != "forward ipv4 stopped by route" {
+		t.Error(got)
+	}
 }
 
 func TestPendingEnds(t *testing.T) {

@@ -24,7 +24,7 @@ const (
 // prober probes at intervals, and knows what the last probes came to. All but run may be called from any goroutine.
 type prober struct {
 	// makeAll makes all probes; own is what keeps them out of counts, nil if nothing does.
-	makeAll  func() []Probe
+	makeAll  func(context.Context) []Probe
 	own      *ownPackets
 	interval time.Duration
 	log      *slog.Logger
@@ -33,19 +33,22 @@ type prober struct {
 
 	mu      sync.Mutex
 	results []Probe
-	begun   time.Time
+	begun   time.Time // when somebody asked first whether they are pending
 }
 
 // run probes until ctx ends. It begins by removing what a probe has left that was killed.
 func (p *prober) run(ctx context.Context) {
-	if err := probe.Cleanup(); err != nil {
+	if _, err := probe.Cleanup(); err != nil {
 		p.log.Warn("what a probe has left can't be removed", "error", err)
 	}
 	if p.interval == 0 {
 		return
 	}
 	for {
-		results := p.makeAll()
+		results := p.makeAll(ctx)
+		if ctx.Err() != nil {
+			return // what was looked at meanwhile proves nothing
+		}
 		p.mu.Lock()
 		before := p.results
 		p.results = results
@@ -95,7 +98,7 @@ func (p *prober) evidence() guard.Evidence {
 	return probesEvidence(p.results)
 }
 
-// pending reports that the first probes have not ended yet, and are not overdue.
+// pending reports that the first probes have not ended yet, and are not overdue: it has not been asked for that long.
 func (p *prober) pending() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -105,16 +108,16 @@ func (p *prober) pending() bool {
 	return p.interval > 0 && p.results == nil && time.Since(p.begun) < firstProbes
 }
 
-// freshLooks has every layer read anew, and returns what is known then.
-func (a *agent) freshLooks() []guard.LayerStatus {
+// freshLooks has every layer read by a look that begins only now, and returns what is known then.
+func (a *agent) freshLooks(ctx context.Context) []guard.LayerStatus {
 	asked := time.Now()
 	a.guard.Wake()
 	for deadline := asked.Add(freshLook); ; time.Sleep(2 * time.Millisecond) {
 		s, fresh := a.guard.Status(), true
 		for _, l := range s.Layers {
-			fresh = fresh && l.At.After(asked)
+			fresh = fresh && l.Began.After(asked)
 		}
-		if fresh || time.Now().After(deadline) {
+		if fresh || time.Now().After(deadline) || ctx.Err() != nil {
 			return s.Layers
 		}
 	}

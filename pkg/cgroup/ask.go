@@ -5,7 +5,6 @@ package cgroup
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,31 +35,30 @@ func Ask(f imds.Family, directory string) (refused bool, err error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, probeMark); err != nil {
 		return false, fmt.Errorf("marking a socket of %s: %w", f, err)
 	}
-	return errors.Is(unix.Connect(fd, to), unix.EPERM), nil
+	switch err := unix.Connect(fd, to); {
+	case errors.Is(err, unix.EPERM):
+		return true, nil
+	case err == nil || errors.Is(err, unix.EINPROGRESS):
+		return false, nil
+	default: // let through, by the programs at least, and then there was no route or the like
+		return false, fmt.Errorf("connecting a socket of %s: %w", f, err)
+	}
 }
 
 // isBelow finds the process in a cgroup's tree. Where it is, /proc/self/cgroup does not tell in a cgroup namespace of its own; but
 // a process has its number of the reader's PID namespace in cgroup.procs, and one that the reader can't see is 0 there.
 func isBelow(directory string) error {
-	found := errors.New("found")
-	err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if err != nil || !entry.IsDir() {
-			return nil // it has gone
-		}
+	found, self := false, strconv.Itoa(os.Getpid())
+	err := walk(directory, deepest, func(path string, _ uint64) (goOn bool) {
 		processes, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		if err == nil && slices.Contains(strings.Fields(string(processes)), strconv.Itoa(os.Getpid())) {
-			return found
-		}
-		return nil
+		found = err == nil && slices.Contains(strings.Fields(string(processes)), self)
+		return !found
 	})
-	switch {
-	case errors.Is(err, found):
-		return nil
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("looking for its own cgroup: %w", err)
 	}
-	return fmt.Errorf("this process is in no cgroup below %s", directory)
+	if !found {
+		return fmt.Errorf("this process is in no cgroup below %s", directory)
+	}
+	return nil
 }

@@ -5,7 +5,9 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -76,9 +78,9 @@ var ErrNoHostMaps = errors.New("the maps for pods in the node's network are not 
 // AllowHosts makes the pods in the node's network with these cgroups, by their ids, those that are let through; from then on others
 // are not. It reads back what it has written.
 func AllowHosts(ids []uint64) error {
-	m, why := openMap("the list", allowedPin(), allowedSpec)
-	if why != "" {
-		return ErrNoHostMaps
+	m, err := openHostMap(allowedPin(), allowedSpec)
+	if err != nil {
+		return err
 	}
 	defer m.Close()
 	want := append(slices.Clone(ids), listed)
@@ -116,12 +118,23 @@ func AllowHosts(ids []uint64) error {
 
 // HostsAsked returns how many calls each cgroup has made, by its id, that are of no pod that is let through.
 func HostsAsked() (map[uint64]uint64, error) {
-	m, why := openMap("the count", askedPin(), askedSpec)
-	if why != "" {
-		return nil, ErrNoHostMaps
+	m, err := openHostMap(askedPin(), askedSpec)
+	if err != nil {
+		return nil, err
 	}
 	defer m.Close()
 	return entries(m)
+}
+
+func openHostMap(path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoHostMaps
+	}
+	m, why := openMap("the map", path, spec)
+	if why != "" {
+		return nil, fmt.Errorf("opening %s: %s", filepath.Base(path), why)
+	}
+	return m, nil
 }
 
 func entries(m *ebpf.Map) (map[uint64]uint64, error) {
@@ -139,9 +152,12 @@ func entries(m *ebpf.Map) (map[uint64]uint64, error) {
 
 // ForgetHosts removes both maps: where all pods are let through nobody keeps the list, and it would be wrong the next time.
 func ForgetHosts() error {
-	_, err := remove(allowedPin())
-	_, err2 := remove(askedPin())
-	if err := errors.Join(err, err2); err != nil && !errors.Is(err, os.ErrNotExist) {
+	var errs []error
+	for _, path := range []string{allowedPin(), askedPin()} {
+		_, err := remove(path)
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing the maps for pods in the node's network: %w", err)
 	}
 	return nil

@@ -53,7 +53,7 @@ const (
 )
 
 // probeMark is the mark (SO_MARK) of a socket that is refused in the node's own network namespace, too: that of Ask. It takes
-// CAP_NET_ADMIN, and nobody else has a reason to choose it.
+// CAP_NET_ADMIN or CAP_NET_RAW, and nobody else has a reason to choose it.
 const probeMark = 0x494d4453
 
 // where returns the words of the address, as the hook sees them, and where the first one is.

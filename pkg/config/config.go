@@ -244,6 +244,9 @@ func (o *Options) Load() (Config, error) {
 			wrong(hostNamespaces, "%q is no name of a namespace: %s", name, problems[0])
 		}
 	}
+	if c.HostNetwork == policy.Block && c.Kubernetes == Off && o.flags.Changed(hostNamespaces) {
+		wrong(hostNamespaces, "without the API nobody can tell a pod's namespace; leave it out, or leave --kubernetes=off out")
+	}
 	if c.HostNamespaces = o.hostNamespaces; !o.flags.Changed(hostNamespaces) {
 		c.HostNamespaces = append(c.HostNamespaces, ownNamespace()...)
 	}

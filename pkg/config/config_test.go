@@ -171,6 +171,8 @@ func TestWrongSettings(t *testing.T) {
 		{"--host-network-pods=deny", "", []string{`--host-network-pods: "deny" is none; use allow, audit or block`}},
 		{"--host-network-pods=block --layers=route", "", []string{"--host-network-pods: only the layer cgroup can refuse them; add it to"}},
 		{"--host-network-namespaces=A", "", []string{`--host-network-namespaces: "A" is no name of a namespace: a lowercase`}},
+		{"--host-network-namespaces=a --host-network-pods=block --kubernetes=off", "",
+			[]string{"--host-network-namespaces: without the API nobody can tell a pod's namespace; leave it out"}},
 		{"--probe-interval=9s", "", []string{"--probe-interval: 9s is out of range; use 10s to 24h0m0s, or 0 for never"}},
 		{"--probe-interval=25h", "", []string{"--probe-interval: 25h0m0s is out of range"}},
 		{"--probe-interval=-1s", "", []string{"--probe-interval: -1s is out of range"}},

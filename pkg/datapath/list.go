@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/imds-guard/imds-guard/internal/nldump"
 )
 
 // programs are those that such a datapath has at the interfaces of pods, as the kernel has their names: 15 bytes
@@ -33,7 +35,7 @@ var stacked = []string{"macvlan", "macvtap", "ipvlan", "ipvtap"}
 // List searches the calling thread's network namespace, and those of the pods that are connected to it. Each way is named once,
 // by one example.
 func List() (ways []string, err error) {
-	all, err := consistent(netlink.LinkList)
+	all, err := nldump.Consistent(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing interfaces: %w", err)
 	}
@@ -61,7 +63,7 @@ func List() (ways []string, err error) {
 			continue
 		}
 		searched[a.NetNsID] = true
-		inside, err := consistent(func() ([]netlink.Link, error) { return linksIn(a.NetNsID) })
+		inside, err := nldump.Consistent(func() ([]netlink.Link, error) { return linksIn(a.NetNsID) })
 		if err != nil {
 			return nil, fmt.Errorf("listing the interfaces of the pod behind %s: %w", a.Name, err)
 		}

@@ -2,6 +2,8 @@ package datapath
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os/exec"
 	"slices"
 	"strings"
@@ -151,6 +153,32 @@ func TestWatch(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// Each change of what is known is told, the first search's failure, too; what was seen before a failure still counts.
+func TestWatchTells(t *testing.T) {
+	no := errors.New("no")
+	var told []string
+	w := NewWatch(time.Hour, func(before, now Found) { told = append(told, fmt.Sprint(before.Err, now)) })
+	for _, step := range []struct {
+		ways []string
+		err  error
+		want string
+	}{
+		{nil, no, "nobody has looked yet {[] no}"},
+		{nil, no, ""},
+		{[]string{"a"}, nil, "no {[a] <nil>}"},
+		{[]string{"a"}, nil, ""},
+		{nil, no, "<nil> {[a] no}"},
+		{nil, nil, "no {[] <nil>}"},
+	} {
+		told = nil
+		w.list = func() ([]string, error) { return step.ways, step.err }
+		w.search()
+		if got := strings.Join(told, ","); got != step.want {
+			t.Errorf("%q, want %q", got, step.want)
+		}
 	}
 }
 

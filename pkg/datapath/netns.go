@@ -32,14 +32,3 @@ func linksIn(nsid int) (links []netlink.Link, err error) {
 	}
 	return links, err
 }
-
-// consistent repeats a dump that the kernel says was changed under way, and takes the last one as it is.
-func consistent(dump func() ([]netlink.Link, error)) (links []netlink.Link, err error) {
-	for range 3 {
-		links, err = dump()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return links, err
-		}
-	}
-	return links, nil
-}

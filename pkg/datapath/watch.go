@@ -31,6 +31,7 @@ type Watch struct {
 	// Changed is called, from the goroutine of Run, when something else was found than the time before.
 	Changed func(before, now Found)
 
+	list  func() (ways []string, err error)
 	wake  chan struct{}
 	first chan struct{} // closed after the first search
 	found atomic.Pointer[Found]
@@ -38,7 +39,7 @@ type Watch struct {
 
 // NewWatch makes a watch that has not searched yet.
 func NewWatch(resync time.Duration, changed func(before, now Found)) *Watch {
-	w := &Watch{Resync: resync, Changed: changed, wake: make(chan struct{}, 1), first: make(chan struct{})}
+	w := &Watch{Resync: resync, Changed: changed, list: List, wake: make(chan struct{}, 1), first: make(chan struct{})}
 	w.found.Store(&Found{Err: ErrNotSearched})
 	return w
 }
@@ -85,13 +86,13 @@ func (w *Watch) Run(ctx context.Context) {
 
 func (w *Watch) search() {
 	before := w.Found()
-	ways, err := List()
+	ways, err := w.list()
 	now := Found{ways, err}
-	if err != nil && before.Err != ErrNotSearched {
+	if err != nil {
 		now.Ways = before.Ways
 	}
 	w.found.Store(&now)
-	if !slices.Equal(before.Ways, now.Ways) || (before.Err == nil) != (now.Err == nil) {
+	if before.Err == ErrNotSearched || !slices.Equal(before.Ways, now.Ways) || (before.Err == nil) != (now.Err == nil) {
 		w.Changed(before, now)
 	}
 }

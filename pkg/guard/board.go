@@ -17,8 +17,9 @@ type LayerStatus struct {
 	layer.ID
 	// Reading is what the last look found, or Unknown if that does not prove anything any more.
 	layer.Reading
-	// At is when the layer was last read, Verified when it was last read as stopping the pods' packets; zero if never.
-	At, Verified time.Time
+	// At is when the layer was last read, Began when the look began that read it, and Verified when it was last read as stopping
+	// the pods' packets; zero if never.
+	At, Began, Verified time.Time
 	// Contended: somebody keeps undoing the repairs.
 	Contended bool
 }
@@ -95,12 +96,12 @@ func (p *place) doubt(why string) {
 	p.shown.Reading.Forget(why)
 }
 
-// show puts up a reading.
-func (p *place) show(r layer.Reading, at time.Time) {
+// show puts up a reading, of a look from began to at.
+func (p *place) show(r layer.Reading, began, at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.current = time.Time{}
-	p.shown.Reading, p.shown.At = r, at
+	p.shown.Reading, p.shown.Began, p.shown.At = r, began, at
 	if r.State.Protects() || r.NoPath {
 		p.shown.Verified = at
 	}

@@ -16,7 +16,7 @@ func TestPlaceIsJudged(t *testing.T) {
 	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
 	asked := func(ms int) func(*place) { return func(p *place) { p.asked(at(ms)) } }
 	shown := func(s layer.State, ms int) func(*place) {
-		return func(p *place) { p.show(layer.Reading{State: s, Rules: []string{"a rule"}}, at(ms)) }
+		return func(p *place) { p.show(layer.Reading{State: s, Rules: []string{"a rule"}}, at(ms), at(ms)) }
 	}
 	begun := (*place).answering
 	in, out := shown(layer.Enforced, 0), shown(layer.Missing, 0)
@@ -75,7 +75,7 @@ func TestVerified(t *testing.T) {
 		state    layer.State
 		verified int // the reading that it was verified by, -1 for none
 	}{{layer.Missing, -1}, {layer.Enforced, 1}, {leaking, 1}, {untidy, 3}, {layer.Unknown, 3}, {layer.Unsupported, 3}} {
-		p.show(layer.Reading{State: c.state}, start.Add(time.Duration(i)*time.Second))
+		p.show(layer.Reading{State: c.state}, start, start.Add(time.Duration(i)*time.Second))
 		want := time.Time{}
 		if c.verified >= 0 {
 			want = start.Add(time.Duration(c.verified) * time.Second)
@@ -90,7 +90,7 @@ func TestVerified(t *testing.T) {
 func TestNoPathIsVerified(t *testing.T) {
 	now := time.Now()
 	p := newBoard(resync).add(layer.ID{})
-	p.show(layer.Reading{State: layer.Unsupported, NoPath: true}, now)
+	p.show(layer.Reading{State: layer.Unsupported, NoPath: true}, now, now)
 	if l := p.status(now, time.Minute); !l.Verified.Equal(now) {
 		t.Errorf("verified at %s", l.Verified)
 	}
@@ -109,7 +109,7 @@ func TestProofsEnd(t *testing.T) {
 			"a look that never ends": func(p *place) time.Duration { p.asked(now); p.answering(); return 2 * time.Second },
 		} {
 			p := newBoard(resync).add(layer.ID{Family: imds.IPv6})
-			p.show(r, now)
+			p.show(r, now, now)
 			l := p.status(now.Add(late(p)), 3*resync)
 			if l.State != layer.Unknown || l.NoPath || l.AnyInterface {
 				t.Errorf("%s after %+v: %+v", how, r, l.Reading)

@@ -688,6 +688,7 @@ func TestJudgeByEvidence(t *testing.T) {
 		{unsearched, []layer.Reading{in, in, sockets, sockets}, true, true, false, false},
 		{answered, []layer.Reading{in, in, sockets, sockets}, false, true, true, false},
 		{notProbed, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
+		{Evidence{Unlisted: errors.New("no")}, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
 	} {
 		var layers []LayerStatus
 		for i, r := range c.readings {

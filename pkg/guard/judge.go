@@ -21,6 +21,8 @@ type Evidence struct {
 	Answered string
 	// NotProbed says why no such packet could be sent.
 	NotProbed error
+	// Unlisted says why pods in the node's network are let through that were not to be, if they are.
+	Unlisted error
 }
 
 // Status is what is known of all layers at one moment, and what follows from it. Paths are protected, not layers: what the
@@ -37,7 +39,8 @@ type Status struct {
 	Forward, AnyInterface bool
 	// Open: at least one path is known not to be closed. If neither this nor Protected, nobody can tell.
 	Open bool
-	// Degraded: a layer that the node can have is not known to be in force, or no packet of our own could be sent.
+	// Degraded: a layer that the node can have is not known to be in force, or no packet of our own could be sent, or pods in the
+	// node's network are let through that were not to be.
 	Degraded bool
 }
 
@@ -82,7 +85,7 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 		}
 	}
 	s.Open = s.Open || e.Answered != ""
-	s.Degraded = s.Degraded || e.NotProbed != nil
+	s.Degraded = s.Degraded || e.NotProbed != nil || e.Unlisted != nil
 	return s
 }
 
@@ -97,6 +100,9 @@ func (s Status) Reasons() (reasons []string) {
 	}
 	if s.Unsearched != nil {
 		reasons = append(reasons, "whether pods' packets go past FORWARD is not known: "+s.Unsearched.Error())
+	}
+	if s.Unlisted != nil {
+		reasons = append(reasons, "pods in the node's network are let through: "+s.Unlisted.Error())
 	}
 	if s.NotProbed != nil {
 		reasons = append(reasons, "no packet of our own could be sent: "+s.NotProbed.Error())

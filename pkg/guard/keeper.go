@@ -132,8 +132,9 @@ func (k *keeper) look() (again time.Duration) {
 
 // read looks and puts what was found on the board, before anything that may take long.
 func (k *keeper) read(p policy.Policy) layer.Finding {
+	began := time.Now()
 	f := k.layer.Look(p, k.place.doubt)
-	k.place.show(f.Reading, time.Now())
+	k.place.show(f.Reading, began, time.Now())
 	k.Recorder.Looked(k.id)
 	if f.Err != nil {
 		k.Recorder.Failed(k.id, f.Err)

@@ -3,10 +3,11 @@
 package ifwatch
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/imds-guard/imds-guard/internal/nldump"
 )
 
 // Interface is one by which packets enter FORWARD: the one that `-i` has to match there.
@@ -29,7 +30,7 @@ type Picture struct {
 
 // List makes a picture of the calling thread's network namespace.
 func List() (Picture, error) {
-	links, err := consistent(netlink.LinkList)
+	links, err := nldump.Consistent(netlink.LinkList)
 	if err != nil {
 		return Picture{}, fmt.Errorf("listing interfaces: %w", err)
 	}
@@ -38,16 +39,4 @@ func List() (Picture, error) {
 		return Picture{}, err
 	}
 	return Picture{Interfaces: podSide(links, uplinks), Tunnels: tunnels(links)}, nil
-}
-
-// consistent repeats a dump that the kernel says was changed under way, and takes the last one as it is: the change has
-// its own event, which makes for the next dump.
-func consistent[T any](dump func() ([]T, error)) (items []T, err error) {
-	for range 3 {
-		items, err = dump()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return items, err
-		}
-	}
-	return items, nil
 }

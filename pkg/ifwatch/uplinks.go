@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/imds-guard/imds-guard/internal/nldump"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
@@ -41,7 +42,7 @@ func defaultRoutes(f imds.Family) ([]netlink.Route, error) {
 	if f == imds.IPv6 {
 		family = netlink.FAMILY_V6
 	}
-	routes, err := consistent(func() (defaults []netlink.Route, err error) {
+	routes, err := nldump.Consistent(func() (defaults []netlink.Route, err error) {
 		err = netlink.RouteListFilteredIter(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE,
 			func(r netlink.Route) bool {
 				if isDefault(r) {

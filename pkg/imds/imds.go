@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // Family is an address family. IPv4 and IPv6 are two values of this type everywhere; nothing is written twice for them.
@@ -37,4 +40,26 @@ func (f Family) Present() bool {
 	_, err := os.Stat("/proc/sys/net/" + string(f))
 	_, hidden := os.Stat("/proc/sys/net")
 	return hidden != nil || !errors.Is(err, fs.ErrNotExist)
+}
+
+// Forwarded reports whether the kernel forwards packets of this family, whatever interface they come in by. In IPv4 each interface
+// has its own setting (net/ipv4/route.c, ip_route_input_slow); in IPv6 there is one for all, and since Linux 6.17 another for each
+// that overrules it (net/ipv6/ip6_output.c, ip6_forward). What can't be read counts as yes.
+func (f Family) Forwarded() bool {
+	patterns := []string{"ipv4/conf/*/forwarding"}
+	if f == IPv6 {
+		patterns = []string{"ipv6/conf/all/forwarding", "ipv6/conf/*/force_forwarding"}
+	}
+	var files []string
+	for _, p := range patterns {
+		found, _ := filepath.Glob("/proc/sys/net/" + p)
+		files = append(files, found...)
+	}
+	if len(files) == 0 {
+		return f.Present()
+	}
+	return slices.ContainsFunc(files, func(file string) bool {
+		value, err := os.ReadFile(file)
+		return err != nil || strings.TrimSpace(string(value)) != "0"
+	})
 }

@@ -95,7 +95,7 @@ func Judge(s guard.Status, c Coverage) Condition {
 	}
 	if s.Degraded {
 		reason := ReasonDegraded
-		if len(wrong)+len(unknown) == 0 {
+		if len(wrong)+len(unknown) == 0 && s.NotProbed != nil {
 			reason = ReasonNotProbed
 		}
 		return Condition{corev1.ConditionTrue, reason,

@@ -30,9 +30,13 @@ type Watch struct {
 // New makes a watch of the named node's pods, without a request. changed is called when a pod has come, gone or ended, and must not
 // block.
 func New(api rest.Interface, node string, changed func()) *Watch {
+	return newWatch(cache.NewListWatchFromClient(api, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node)), changed)
+}
+
+func newWatch(api cache.ListerWatcher, changed func()) *Watch {
 	w := &Watch{}
 	w.store, w.controller = cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: cache.NewListWatchFromClient(api, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node)),
+		ListerWatcher: api,
 		ObjectType:    &corev1.Pod{},
 		Transform:     reduce,
 		Handler: cache.ResourceEventHandlerFuncs{
@@ -49,6 +53,7 @@ func (w *Watch) Run(ctx context.Context) { w.controller.RunWithContext(ctx) }
 
 // List returns the pods that have not ended. known is false until the API server has answered for the first time.
 func (w *Watch) List() (pods []Pod, known bool) {
+	known = w.controller.HasSynced() // before the list is read: else it might be half of one
 	for _, item := range w.store.List() {
 		p, ok := item.(*corev1.Pod)
 		if !ok || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
@@ -60,7 +65,7 @@ func (w *Watch) List() (pods []Pod, known bool) {
 		}
 		pods = append(pods, Pod{uid, p.Namespace, p.Name, p.Spec.HostNetwork})
 	}
-	return pods, w.controller.HasSynced()
+	return pods, known
 }
 
 // reduce leaves of a pod what List needs: a node has hundreds.

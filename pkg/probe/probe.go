@@ -49,6 +49,9 @@ func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 			err = fmt.Errorf("probing the forwarding of %s: %w", f, err)
 		}
 	}()
+	if !f.Forwarded() {
+		return s, ErrNotForwarding
+	}
 	unlock, err := lock()
 	if err != nil {
 		return s, err

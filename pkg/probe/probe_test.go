@@ -132,7 +132,11 @@ func TestLeftBehind(t *testing.T) {
 func TestNotForwarding(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	sh(t, n, "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding")
+	sh(t, n, "echo 0 > /proc/sys/net/ipv4/conf/default/forwarding; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+	for _, f := range imds.Families { // what new interfaces get by default is not what pods' have
+		must(t, n, f, "with other defaults", Seen{Left: "eth0"})
+	}
+	sh(t, n, "for f in /proc/sys/net/ipv4/conf/*/forwarding; do echo 0 > $f; done; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding")
 	for _, f := range imds.Families {
 		if got, err := forward(t, n, f); !errors.Is(err, ErrNotForwarding) || got != (Seen{}) {
 			t.Errorf("%s: %+v, %v", f, got, err)

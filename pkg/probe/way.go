@@ -5,7 +5,6 @@ package probe
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -30,7 +29,7 @@ type way struct {
 
 // openWay makes a pair with a route back to an address, in the place of one that was left behind.
 func openWay(name string, source netip.Addr) (w *way, err error) {
-	if err := Cleanup(); err != nil {
+	if _, err := cleanup(); err != nil {
 		return nil, err
 	}
 	pair := netlink.NewVeth(netlink.LinkAttrs{Name: name, Flags: net.FlagUp, MTU: 1500})
@@ -61,10 +60,8 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 			return w, fmt.Errorf("setting %s up: %w", end.Name, err)
 		}
 	}
-	if on, err := forwards(source, name); err != nil {
+	if err := likePods(name, source); err != nil {
 		return w, err
-	} else if !on {
-		return w, ErrNotForwarding
 	}
 	back := &net.IPNet{IP: source.AsSlice(), Mask: net.CIDRMask(source.BitLen(), source.BitLen())}
 	// Else rp_filter drops the packet before any layer sees it (Documentation/networking/ip-sysctl.rst).
@@ -85,21 +82,27 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	return w, nil
 }
 
-// forwards reports whether the kernel forwards what comes in by an interface: for IPv4 each has its own setting
-// (net/ipv4/route.c, ip_route_input_slow), for IPv6 there is one for all (net/ipv6/ip6_output.c, ip6_forward).
-func forwards(source netip.Addr, name string) (bool, error) {
-	setting := "/proc/sys/net/ipv4/conf/" + name + "/forwarding"
+// likePods gives an interface the settings of those that pods are behind, if its own differ: whatever new ones get by default, the
+// node forwards, as was seen. It is an error if that can't be changed.
+func likePods(name string, source netip.Addr) error {
+	settings := map[string]string{"ipv4/conf/" + name + "/forwarding": "1"}
 	if source.Is6() {
-		setting = "/proc/sys/net/ipv6/conf/all/forwarding"
+		settings = map[string]string{"ipv6/conf/" + name + "/disable_ipv6": "0"}
 	}
-	value, err := os.ReadFile(setting)
-	if errors.Is(err, fs.ErrNotExist) && source.Is6() { // the kernel runs without IPv6
-		return false, nil
+	for setting, want := range settings {
+		path := "/proc/sys/net/" + setting
+		value, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("reading a setting of %s: %w", name, err)
+		}
+		if strings.TrimSpace(string(value)) == want {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(want), 0); err != nil {
+			return fmt.Errorf("making %s like the pods' interfaces: %w", name, err)
+		}
 	}
-	if err != nil {
-		return false, fmt.Errorf("reading whether packets are forwarded: %w", err)
-	}
-	return strings.TrimSpace(string(value)) != "0", nil
+	return nil
 }
 
 func (w *way) send(s segment) error {
@@ -117,20 +120,31 @@ func (w *way) close() error {
 	if w.fd >= 0 {
 		unix.Close(w.fd)
 	}
-	return Cleanup()
+	_, err := cleanup()
+	return err
 }
 
-// Cleanup removes the pair, if there is one. What has the far end's name and is no veth is somebody else's.
-func Cleanup() error {
+// Cleanup removes the pair that a killed probe has left, if there is one. One that is under way is waited for.
+func Cleanup() (removed bool, err error) {
+	unlock, err := lock()
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	return cleanup()
+}
+
+// cleanup is Cleanup for who has the lock. What has the far end's name and is no veth is somebody else's.
+func cleanup() (removed bool, err error) {
 	l, err := netlink.LinkByName(farName)
 	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none || err == nil && l.Type() != "veth" {
-		return nil
+		return false, nil
 	}
 	if err == nil {
 		err = netlink.LinkDel(l)
 	}
 	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("removing the probe's interfaces: %w", err)
+		return false, fmt.Errorf("removing the probe's interfaces: %w", err)
 	}
-	return nil
+	return true, nil
 }

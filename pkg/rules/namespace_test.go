@@ -33,7 +33,8 @@ func inNamespace(t *testing.T, play func()) {
 	}
 }
 
-// IPv6 is unsupported where the kernel has no filter for it and forwards none by any interface, and nowhere else.
+// IPv6 is unsupported where the kernel has no filter for it and forwards none, and nowhere else. (An interface's own setting lets
+// nothing through if that of all is 0: net/ipv6/ip6_output.c, ip6_forward, and seen.)
 func TestUnsupported(t *testing.T) {
 	inNamespace(t, func() {
 		forwarding := func(where, value string) {
@@ -51,7 +52,7 @@ func TestUnsupported(t *testing.T) {
 			{"0", "0", imds.IPv4, unix.EAFNOSUPPORT, layer.Unknown},
 			{"0", "0", imds.IPv6, unix.EPERM, layer.Unknown},
 			{"1", "1", imds.IPv6, unix.EAFNOSUPPORT, layer.Unknown},
-			{"0", "1", imds.IPv6, unix.EAFNOSUPPORT, layer.Unknown},
+			{"0", "1", imds.IPv6, unix.EAFNOSUPPORT, layer.Unsupported},
 			{"0", "0", imds.IPv6, nil, layer.Missing},
 			{"1", "1", imds.IPv6, nil, layer.Missing},
 		} {

@@ -131,6 +131,20 @@ func TestPastForward(t *testing.T) {
 	checks(0)
 }
 
+// The loss of the layer of sockets, with the others in force, degrades: that sockets are not refused then needs no probe, and none says
+// that the node is open.
+func TestProbeWithoutSockets(t *testing.T) {
+	t.Parallel()
+	n, extra := threeLayers(t)
+	a := n.startReady(extra...)
+	eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
+	a.kill()
+	n.sh("rm -r /sys/fs/bpf/imds-guard")
+	if code, c := n.checkProbe(append(extra, "--backend", "auto")...); code != 0 || len(c.Probes) != 2 || c.Probes[1].Result != "stopped" {
+		t.Errorf("check --probe ends with %d: %+v", code, c.Probes)
+	}
+}
+
 // A node without cgroup v2 can't have the layer. That is said once, and degrades nothing.
 func TestNoCgroup2(t *testing.T) {
 	t.Parallel()
