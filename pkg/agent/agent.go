@@ -106,7 +106,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	a.metrics.Status = a.status
 	a.guard = guard.New(guard.Config{
 		Layers: layers, Policy: c.Policy(), Resync: c.Resync, Log: log,
-		Recorder: recorder{a.metrics, a.cluster}, Looked: a.observer.Wake, Suspect: a.suspect, Evidence: a.evidence,
+		Recorder: recorder{a.metrics, a.cluster, a.repaired}, Looked: a.observer.Wake, Suspect: a.suspect, Evidence: a.evidence,
 	})
 	own := newOwnPackets()
 	a.prober = prober{
@@ -193,6 +193,13 @@ func (a *agent) listPods() (all []pods.Pod, known bool) {
 		return a.pods.List()
 	}
 	return nil, !UsesAPI(a.config)
+}
+
+// repaired has the list of pods in the node's network written again: the layer may have made it anew, and empty.
+func (a *agent) repaired(id layer.ID) {
+	if id.Name == cgroup.LayerName {
+		a.hosts.Wake()
+	}
 }
 
 // probed tells of the probes that have ended.

@@ -45,7 +45,7 @@ func TestHealthy(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	hang := make(chan struct{})
 	g := guard.New(guard.Config{
-		Resync: resync, Log: log, Recorder: recorder{metrics.New("", "", nil, nil), newCluster()},
+		Resync: resync, Log: log, Recorder: recorder{metrics.New("", "", nil, nil), newCluster(), func(layer.ID) {}},
 		Layers: []guard.Layer{
 			stillLayer{id: layer.ID{Name: "a", Family: imds.IPv4}, state: layer.Missing},
 			stillLayer{id: layer.ID{Name: "b", Family: imds.IPv4}, state: layer.Enforced, hang: hang},

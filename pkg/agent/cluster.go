@@ -96,10 +96,11 @@ func (c *cluster) looked(s guard.Status) {
 	}
 }
 
-// recorder counts what happens in the keepers, and tells the cluster of repairs.
+// recorder counts what happens in the keepers, and tells the cluster, and who else has to know, of repairs.
 type recorder struct {
 	*metrics.Metrics
 	*cluster
+	repaired func(layer.ID)
 }
 
 // Drift implements guard.Recorder.
@@ -113,6 +114,7 @@ func (r recorder) Drift(id layer.ID, s layer.State) {
 // Repaired implements guard.Recorder. Of a fight the cluster hears once, not of each repair in it.
 func (r recorder) Repaired(id layer.ID, ok bool, took time.Duration) {
 	r.Metrics.Repaired(id, ok, took)
+	r.repaired(id)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	drift, drifted := r.drift[id] // else it is an install that failed at first

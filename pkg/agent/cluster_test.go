@@ -101,7 +101,7 @@ func TestRecorderTellsTheCluster(t *testing.T) {
 		c := newCluster()
 		c.events = s.connect(t)
 		m := metrics.New("", "", nil, nil)
-		r := recorder{m, c}
+		r := recorder{m, c, func(layer.ID) {}}
 		contended := func(id layer.ID, on bool) func() {
 			return func() {
 				c.looked(guard.Status{Layers: []guard.LayerStatus{{ID: id, Contended: on}}})
@@ -158,7 +158,7 @@ func TestRecorderTellsTheCluster(t *testing.T) {
 // Where the API is not used, nobody is told, and nothing else differs.
 func TestRecorderWithoutACluster(t *testing.T) {
 	c := newCluster()
-	r := recorder{metrics.New("", "", nil, nil), c}
+	r := recorder{metrics.New("", "", nil, nil), c, func(layer.ID) {}}
 	r.Drift(first, layer.Missing)
 	r.Repaired(first, true, time.Second)
 	c.looked(guard.Status{Layers: []guard.LayerStatus{{ID: first, Contended: true}}})
@@ -295,7 +295,7 @@ func TestLogOfTheLibraries(t *testing.T) {
 // guardOf is a guard that has looked once at layers in these states.
 func guardOf(t *testing.T, states ...layer.State) *guard.Guard {
 	t.Helper()
-	c := guard.Config{Resync: time.Minute, Log: slog.New(slog.DiscardHandler), Recorder: recorder{metrics.New("", "", nil, nil), newCluster()}}
+	c := guard.Config{Resync: time.Minute, Log: slog.New(slog.DiscardHandler), Recorder: recorder{metrics.New("", "", nil, nil), newCluster(), func(layer.ID) {}}}
 	for i, s := range states {
 		c.Layers = append(c.Layers, stillLayer{id: layer.ID{Name: "fake", Family: imds.Families[i]}, state: s})
 	}

@@ -21,6 +21,8 @@ const (
 	// hostsPause is after what time to look again for a cgroup that is not there yet. A pod that is let through must not wait
 	// for long.
 	hostsPause = 100 * time.Millisecond
+	// hostsPeriod is how often to look who has asked: a container that has may end soon.
+	hostsPeriod = time.Second
 	// hostsPatience is for how long. A pod without a cgroup after that has other troubles, and is looked for at each resync.
 	hostsPatience = time.Minute
 	// mostNamed bounds the memory of who was named.
@@ -42,7 +44,9 @@ type hosts struct {
 
 	since map[string]time.Time // by UID: since when a pod has been without a cgroup
 	asked map[uint64]uint64    // by cgroup: what was counted the last time; nil before the first
-	named map[string]bool      // who was named in the log: by UID, or by the number of a cgroup that is no known pod's
+	// owners are all cgroups and whose they are, and before the same of the time before: a container may have asked and ended.
+	owners, before map[uint64]string
+	named          map[string]bool // who was named in the log: by UID, or by the number of a cgroup that is no known pod's
 
 	mu      sync.Mutex
 	trouble error // why the list is not kept, nil if it is
@@ -71,13 +75,13 @@ func (h *hosts) run(ctx context.Context) {
 	h.since, h.named = map[string]time.Time{}, map[string]bool{}
 	var logged error
 	for {
-		again := h.resync
+		again := min(h.resync, hostsPeriod)
 		pending, err := h.keep(time.Now())
 		h.mu.Lock()
 		h.trouble = err
 		h.mu.Unlock()
 		early := errors.Is(err, errNotListed) || errors.Is(err, cgroup.ErrNoHostMaps) // as it is at every start
-		if pending || early {
+		if pending || early && time.Since(h.begun) < hostsPatience {
 			again = min(again, hostsPause)
 		}
 		if err != nil && !early && (logged == nil || logged.Error() != err.Error()) {
@@ -118,10 +122,11 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	if place == "" {
 		return false, cgroup.ErrNoHostMaps
 	}
-	ids, err := cgroup.Pods(place)
+	ids, owners, err := cgroup.Pods(place)
 	if err != nil {
 		return false, err
 	}
+	h.before, h.owners = h.owners, owners
 	var allowed []uint64
 	since := map[string]time.Time{}
 	for _, p := range all {
@@ -142,11 +147,11 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	if err := cgroup.AllowHosts(allowed); err != nil {
 		return pending, err
 	}
-	return pending, h.name(place, all)
+	return pending, h.name(all)
 }
 
 // name logs who has asked since the last time, each pod once. (What was counted before the first time, another agent knew of.)
-func (h *hosts) name(place string, all []pods.Pod) error {
+func (h *hosts) name(all []pods.Pod) error {
 	asked, err := cgroup.HostsAsked()
 	if err != nil {
 		return err
@@ -160,10 +165,7 @@ func (h *hosts) name(place string, all []pods.Pod) error {
 		if before[id] == calls {
 			continue
 		}
-		uid, err := cgroup.PodOf(place, id)
-		if err != nil {
-			return err
-		}
+		uid := cmp.Or(h.owners[id], h.before[id])
 		who := cmp.Or(uid, strconv.FormatUint(id, 10))
 		if h.named[who] {
 			continue

@@ -20,9 +20,9 @@ func newOwnPackets() *ownPackets {
 	return &ownPackets{sent: map[layer.ID]uint64{}, shown: map[layer.ID]uint64{}}
 }
 
-// expect notes that each of the layers will count one, and missed that it did not.
-func (o *ownPackets) expect(layers []guard.LayerStatus) { o.add(layers, 1) }
-func (o *ownPackets) missed(layers []guard.LayerStatus) { o.add(layers, ^uint64(0)) }
+// expect notes that each of the layers will count n, and missed that it did not.
+func (o *ownPackets) expect(layers []guard.LayerStatus, n uint64) { o.add(layers, n) }
+func (o *ownPackets) missed(layers []guard.LayerStatus, n uint64) { o.add(layers, -n) }
 
 func (o *ownPackets) add(layers []guard.LayerStatus, n uint64) {
 	if o == nil {

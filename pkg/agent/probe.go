@@ -3,11 +3,14 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/guard"
@@ -52,33 +55,50 @@ type probes struct {
 // The layers that may stop what goes by a path.
 var stopping = map[string][]string{
 	probe.PathForward: {rules.LayerName, route.LayerName},
+	probe.PathUnnamed: {route.LayerName},
 	probe.PathSocket:  {cgroup.LayerName},
 }
 
-// all probes every path of every family that the layers are about, until ctx ends.
+// inForce finds the layer of a family, if it is read back as stopping something.
+func inForce(layers []guard.LayerStatus, name string, f imds.Family) (l guard.LayerStatus, is bool) {
+	l, there := find(layers, layer.ID{Name: name, Family: f})
+	return l, there && l.State.Protects()
+}
+
+// all probes every path of every family, until ctx ends. The route layer and that of sockets are tried alone only while they are in
+// force: else that is known, and no probe has to say so.
 func (p probes) all(ctx context.Context) (results []Probe) {
 	for _, f := range imds.Families {
-		results = append(results, p.one(ctx, probe.PathForward, f, func() (string, error) { return p.forward(f) }))
+		results = append(results, p.one(ctx, probe.PathForward, f, probe.Packets, func() (string, error) { return forward(f, p.patterns) }))
+		results = append(results, p.whileInForce(ctx, route.LayerName, f, func(guard.LayerStatus) Probe {
+			return p.one(ctx, probe.PathUnnamed, f, probe.Packets, func() (string, error) { return forward(f, nil) })
+		})...)
 	}
 	for _, f := range imds.Families {
-		// Where the layer is not in force, that is known, and no proof is needed that a socket is not refused.
-		id := layer.ID{Name: cgroup.LayerName, Family: f}
-		before, asked := find(p.look(ctx), id)
-		if !asked || !before.State.Protects() {
-			continue
-		}
-		result := p.one(ctx, probe.PathSocket, f, func() (string, error) {
-			refused, err := cgroup.Ask(f, before.Place)
-			if err != nil || refused {
-				return "", err
-			}
-			return "a socket was connected", nil
-		})
-		if after, _ := find(p.look(ctx), id); after.State.Protects() {
-			results = append(results, result)
-		}
+		results = append(results, p.whileInForce(ctx, cgroup.LayerName, f, func(l guard.LayerStatus) Probe {
+			return p.one(ctx, probe.PathSocket, f, 1, func() (string, error) {
+				refused, err := cgroup.Ask(f, l.Place)
+				if err != nil || refused {
+					return "", err
+				}
+				return "a socket was connected", nil
+			})
+		})...)
 	}
 	return results
+}
+
+// whileInForce makes a probe if a layer is in force, before it and after it.
+func (p probes) whileInForce(ctx context.Context, name string, f imds.Family, make func(guard.LayerStatus) Probe) []Probe {
+	before, is := inForce(p.look(ctx), name, f)
+	if !is {
+		return nil
+	}
+	result := make(before)
+	if _, still := inForce(p.look(ctx), name, f); !still {
+		return nil
+	}
+	return []Probe{result}
 }
 
 func find(layers []guard.LayerStatus, id layer.ID) (l guard.LayerStatus, there bool) {
@@ -90,8 +110,8 @@ func find(layers []guard.LayerStatus, id layer.ID) (l guard.LayerStatus, there b
 }
 
 // forward says how a packet was let through, if it was.
-func (p probes) forward(f imds.Family) (letThrough string, err error) {
-	seen, err := probe.Forward(f, p.patterns)
+func forward(f imds.Family, patterns []ifpattern.Pattern) (letThrough string, err error) {
+	seen, err := probe.Forward(f, patterns)
 	switch {
 	case seen.Answered:
 		return "the endpoint answered", nil
@@ -101,31 +121,33 @@ func (p probes) forward(f imds.Family) (letThrough string, err error) {
 	return "", err
 }
 
-// one sends, and finds out by their counters which of the layers that may stop it did.
-func (p probes) one(ctx context.Context, path string, f imds.Family, send func() (letThrough string, err error)) Probe {
+// one sends so many, and finds out by their counters which of the layers that may stop them did.
+func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, send func() (letThrough string, err error)) Probe {
 	result := Probe{Path: path, Family: f, StoppedBy: []string{}}
 	before := slices.DeleteFunc(p.look(ctx), func(l guard.LayerStatus) bool {
 		return l.Family != f || !slices.Contains(stopping[path], l.Name)
 	})
-	p.own.expect(before)
+	p.own.expect(before, n)
 	letThrough, err := send()
 	after := p.look(ctx)
 	var missed []guard.LayerStatus
 	for _, l := range before {
-		if now, _ := find(after, l.ID); now.Blocked > l.Blocked {
+		if now, _ := find(after, l.ID); now.Blocked >= l.Blocked+n {
 			result.StoppedBy = append(result.StoppedBy, l.Name)
 		} else {
 			missed = append(missed, l)
 		}
 	}
-	p.own.missed(missed)
+	p.own.missed(missed, n)
 	switch {
 	case letThrough != "":
 		result.Result, result.Detail = probe.Answered, letThrough
-	case errors.Is(err, probe.ErrNotForwarding):
+	case errors.Is(err, probe.ErrNotForwarding), errors.Is(err, unix.EAFNOSUPPORT):
 		result.Result, result.Detail = probe.Stopped, err.Error()
 	case err != nil:
 		result.Result, result.Detail = probe.Error, err.Error()
+	case len(result.StoppedBy) == 0 && path == probe.PathUnnamed: // Linux 6.1 doesn't count what the sink swallows
+		result.Result, result.Detail = probe.Stopped, "it was not seen to leave the node"
 	case len(result.StoppedBy) == 0:
 		result.Result, result.Detail = probe.Error, "no layer has counted it, and it was not answered"
 	default:
@@ -138,8 +160,10 @@ func (p probes) one(ctx context.Context, path string, f imds.Family, send func()
 func probesEvidence(results []Probe) (e guard.Evidence) {
 	for _, p := range results {
 		switch {
-		case p.Result == probe.Answered && e.Answered == "":
-			e.Answered = p.String()
+		case p.Result == probe.Answered && p.Path == probe.PathSocket:
+			e.Connected = cmp.Or(e.Connected, p.String())
+		case p.Result == probe.Answered:
+			e.Answered = cmp.Or(e.Answered, p.String())
 		case p.Result == probe.Error && e.NotProbed == nil:
 			e.NotProbed = fmt.Errorf("%s", p)
 		}

@@ -50,7 +50,7 @@ func TestProbeResult(t *testing.T) {
 		counters := map[string]uint64{"iptables": 7, "route": 7}
 		own := newOwnPackets()
 		p := probes{look: func(context.Context) []guard.LayerStatus { return counting(counters) }, own: own}
-		got := p.one(t.Context(), "forward", imds.IPv4, func() (string, error) {
+		got := p.one(t.Context(), "forward", imds.IPv4, 1, func() (string, error) {
 			for _, name := range c.counted {
 				counters[name]++
 			}
@@ -78,11 +78,11 @@ func TestOwnPackets(t *testing.T) {
 		want    uint64
 	}{
 		{func() {}, 5, 5},
-		{func() { o.expect(l) }, 5, 5},
+		{func() { o.expect(l, 1) }, 5, 5},
 		{func() {}, 6, 5},
 		{func() {}, 8, 7},
-		{func() { o.expect(l) }, 8, 7},
-		{func() { o.missed(l) }, 8, 7},
+		{func() { o.expect(l, 1) }, 8, 7},
+		{func() { o.missed(l, 1) }, 8, 7},
 		{func() {}, 9, 8},
 		{func() {}, 0, 8}, // a new agent's layer has yet to read
 	} {
@@ -108,9 +108,32 @@ func TestProbesEvidence(t *testing.T) {
 	if e := probesEvidence(results); e.Answered != "" || e.NotProbed == nil || e.NotProbed.Error() != "socket ipv6 error: no" {
 		t.Errorf("an error: %+v", e)
 	}
+	results = append(results, Probe{Path: "socket", Family: imds.IPv4, Result: probe.Answered, Detail: "yes"})
+	if e := probesEvidence(results); e.Answered != "" || e.Connected != "socket ipv4 answered: yes" {
+		t.Errorf("a socket: %+v", e)
+	}
 	results = append(results, Probe{Path: "forward", Family: imds.IPv4, Result: probe.Answered, Detail: "yes"})
 	if e := probesEvidence(results); e.Answered != "forward ipv4 answered: yes" {
 		t.Errorf("an answer: %+v", e)
+	}
+}
+
+// An answer counts until the same is seen stopped: an error proves nothing.
+func TestAnswersAreKept(t *testing.T) {
+	of := func(path, result string) Probe { return Probe{Path: path, Family: imds.IPv4, Result: result} }
+	known := []Probe{of("forward", probe.Answered), of("socket", probe.Stopped)}
+	for _, step := range []struct{ forward, answered string }{
+		{probe.Error, "forward ipv4 answered"}, {"", "forward ipv4 answered"}, {probe.Error, "forward ipv4 answered"},
+		{probe.Answered, "forward ipv4 answered"}, {probe.Stopped, ""}, {probe.Error, ""},
+	} {
+		now := []Probe{of("socket", probe.Stopped)}
+		if step.forward != "" {
+			now = append(now, of("forward", step.forward))
+		}
+		known = withAnswers(known, now)
+		if e := probesEvidence(known); e.Answered != step.answered || (e.NotProbed != nil) != (step.forward == probe.Error) {
+			t.Errorf("after %q: %+v", step.forward, e)
+		}
 	}
 }
 
@@ -191,7 +214,7 @@ func TestProberEnds(t *testing.T) {
 func TestProbeLooksDiffer(t *testing.T) {
 	looks := [][]guard.LayerStatus{counting(map[string]uint64{"iptables": 7, "route": 7}), counting(map[string]uint64{"iptables": 7, "route": 8})[1:]}
 	p := probes{look: func(context.Context) (l []guard.LayerStatus) { l, looks = looks[0], looks[1:]; return l }}
-	got := p.one(t.Context(), "forward", imds.IPv4, func() (string, error) { return "", nil })
+	got := p.one(t.Context(), "forward", imds.IPv4, 1, func() (string, error) { return "", nil })
 	if got.String() != "forward ipv4 stopped by route" {
 		t.Error(got)
 	}

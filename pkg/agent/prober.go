@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,7 +52,7 @@ func (p *prober) run(ctx context.Context) {
 		}
 		p.mu.Lock()
 		before := p.results
-		p.results = results
+		p.results = withAnswers(before, results)
 		p.mu.Unlock()
 		p.report(before, results)
 		p.ended(results)
@@ -67,6 +68,20 @@ func (p *prober) run(ctx context.Context) {
 		case <-time.After(again):
 		}
 	}
+}
+
+// withAnswers keeps what was answered until it is seen stopped: that a later probe could not be made is no proof.
+func withAnswers(before, now []Probe) []Probe {
+	kept := slices.Clone(now)
+	for _, b := range before {
+		stopped := slices.ContainsFunc(now, func(n Probe) bool {
+			return n.Path == b.Path && n.Family == b.Family && n.Result != probe.Error
+		})
+		if b.Result == probe.Answered && !stopped {
+			kept = append(kept, b)
+		}
+	}
+	return kept
 }
 
 // report logs each result that is not that of the time before.

@@ -17,7 +17,7 @@ import (
 )
 
 // Ask connects a socket to the endpoint as a pod would, and reports whether that was refused. The process has to be in a cgroup
-// below the pods' directory; that it is not is an error.
+// below the pods' directory; that it is not is an error. Of a kernel that doesn't run the family the error is EAFNOSUPPORT.
 func Ask(f imds.Family, directory string) (refused bool, err error) {
 	if err := isBelow(directory); err != nil {
 		return false, fmt.Errorf("asking %s as a pod would: %w", f, err)

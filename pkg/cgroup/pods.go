@@ -17,39 +17,27 @@ import (
 // with underscores for dashes, and `.slice` for systemd (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
 var podName = regexp.MustCompile(`^(?:.*-)?pod([0-9a-f]{8}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{12})(?:\.slice)?$`)
 
-// Pods returns the ids of the cgroups of all pods below a directory, by the pods' UIDs. Guaranteed pods are in it, others one level
-// further down.
-func Pods(directory string) (ids map[string]uint64, err error) {
-	ids = map[string]uint64{}
-	err = walk(directory, 2, func(path string, id uint64) bool {
+// Pods returns the ids of the cgroups of all pods below a directory, by the pods' UIDs; and of these and all cgroups further down, whose
+// they are.
+func Pods(directory string) (ids map[string]uint64, owners map[uint64]string, err error) {
+	ids, owners = map[string]uint64{}, map[uint64]string{}
+	err = walk(directory, deepest, func(path string, id uint64) bool {
 		if uid := podOf(filepath.Base(path)); uid != "" {
-			ids[uid] = id
+			ids[uid], owners[id] = id, uid
+			return true
+		}
+		for path = filepath.Dir(path); path != directory; path = filepath.Dir(path) {
+			if uid := podOf(filepath.Base(path)); uid != "" {
+				owners[id] = uid
+				break
+			}
 		}
 		return true
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listing the pods' cgroups: %w", err)
+		return nil, nil, fmt.Errorf("listing the pods' cgroups: %w", err)
 	}
-	return ids, nil
-}
-
-// PodOf returns the UID of the pod that a cgroup belongs to; it is empty if the cgroup is gone, or is no pod's.
-func PodOf(directory string, id uint64) (uid string, err error) {
-	const deep = 8 // containers may have cgroups of their own
-	err = walk(directory, deep, func(path string, at uint64) bool {
-		if at != id {
-			return true
-		}
-		for path != directory && uid == "" {
-			uid = podOf(filepath.Base(path))
-			path = filepath.Dir(path)
-		}
-		return false
-	})
-	if err != nil {
-		return "", fmt.Errorf("looking for the cgroup %d: %w", id, err)
-	}
-	return uid, nil
+	return ids, owners, nil
 }
 
 func podOf(name string) (uid string) {

@@ -63,15 +63,11 @@ func List() (ways []string, err error) {
 			continue
 		}
 		searched[a.NetNsID] = true
-		inside, err := nldump.Consistent(func() ([]netlink.Link, error) { return linksIn(a.NetNsID) })
+		kind, name, err := stackedIn(a.NetNsID)
 		if err != nil {
 			return nil, fmt.Errorf("listing the interfaces of the pod behind %s: %w", a.Name, err)
 		}
-		for _, i := range inside {
-			if slices.Contains(stacked, i.Type()) && i.Attrs().NetNsID >= 0 { // it stands on one that is not in the pod
-				note(i.Type(), fmt.Sprintf("interface %s of the pod behind %s", i.Attrs().Name, a.Name))
-			}
-		}
+		note(kind, fmt.Sprintf("interface %s of the pod behind %s", name, a.Name))
 	}
 	for whose, example := range found {
 		ways = append(ways, fmt.Sprintf("%s: %s", whose, example))

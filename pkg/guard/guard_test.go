@@ -668,6 +668,8 @@ func TestJudgeByEvidence(t *testing.T) {
 		past       = Evidence{Bypasses: []string{"a macvlan"}}
 		unsearched = Evidence{Unsearched: errors.New("no")}
 		answered   = Evidence{Answered: "by FORWARD"}
+		connected  = Evidence{Connected: "a socket"}
+		both       = Evidence{Connected: "a socket", Bypasses: past.Bypasses}
 		notProbed  = Evidence{NotProbed: errors.New("no")}
 	)
 	for _, c := range []struct {
@@ -687,6 +689,8 @@ func TestJudgeByEvidence(t *testing.T) {
 		{unsearched, []layer.Reading{in, in, sockets, socketsOut}, false, true, false, true},
 		{unsearched, []layer.Reading{in, in, sockets, sockets}, true, true, false, false},
 		{answered, []layer.Reading{in, in, sockets, sockets}, false, true, true, false},
+		{connected, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
+		{both, []layer.Reading{in, in, sockets, sockets}, false, true, true, true},
 		{notProbed, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
 		{Evidence{Unlisted: errors.New("no")}, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
 	} {

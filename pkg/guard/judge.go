@@ -17,8 +17,8 @@ type Evidence struct {
 	Bypasses []string
 	// Unsearched says why it is not known whether there are any.
 	Unsearched error
-	// Answered says which packet of our own was let through, whatever was read back; empty for none.
-	Answered string
+	// Answered says which packet of our own was let through, whatever was read back; Connected, which socket. Empty for none.
+	Answered, Connected string
 	// NotProbed says why no such packet could be sent.
 	NotProbed error
 	// Unlisted says why pods in the node's network are let through that were not to be, if they are.
@@ -83,8 +83,11 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 			s.Protected = s.Protected && p.closed
 			s.Open = s.Open || !p.closed && !p.unknown && len(e.Bypasses) > 0
 		}
+		s.Protected = s.Protected && e.Connected == ""
+		s.Open = s.Open || e.Connected != "" && len(e.Bypasses) > 0
 	}
 	s.Open = s.Open || e.Answered != ""
+	s.Degraded = s.Degraded || e.Connected != ""
 	s.Degraded = s.Degraded || e.NotProbed != nil || e.Unlisted != nil
 	return s
 }
@@ -93,6 +96,9 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 func (s Status) Reasons() (reasons []string) {
 	if s.Answered != "" {
 		reasons = append(reasons, "a packet of our own was let through: "+s.Answered)
+	}
+	if s.Connected != "" {
+		reasons = append(reasons, "a socket of our own was not refused: "+s.Connected)
 	}
 	if len(s.Bypasses) > 0 {
 		reasons = append(reasons, fmt.Sprintf("pods' packets go past FORWARD (%s), where only the layer cgroup stops them, and no raw frames (AF_PACKET)",

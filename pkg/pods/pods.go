@@ -2,6 +2,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,8 +19,20 @@ type Pod struct {
 	HostNetwork          bool
 }
 
-// configHash is where the kubelet puts a static pod's own UID (kubernetes, pkg/kubelet/types: ConfigHashAnnotationKey).
-const configHash = "kubernetes.io/config.hash"
+// Of a static pod the API server has a mirror, and the kubelet writes the pod's own UID there (kubernetes, pkg/kubelet/types:
+// ConfigHashAnnotationKey, ConfigMirrorAnnotationKey).
+const (
+	configHash   = "kubernetes.io/config.hash"
+	configMirror = "kubernetes.io/config.mirror"
+)
+
+// ownUID is the UID of a static pod, empty for another.
+func ownUID(p *corev1.Pod) string {
+	if _, mirror := p.Annotations[configMirror]; !mirror {
+		return ""
+	}
+	return p.Annotations[configHash]
+}
 
 // Watch keeps the list, by client-go's informer. An API server that does not answer leaves it as it is.
 type Watch struct {
@@ -59,11 +72,7 @@ func (w *Watch) List() (pods []Pod, known bool) {
 		if !ok || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 			continue
 		}
-		uid := string(p.UID)
-		if hash := p.Annotations[configHash]; hash != "" {
-			uid = hash
-		}
-		pods = append(pods, Pod{uid, p.Namespace, p.Name, p.Spec.HostNetwork})
+		pods = append(pods, Pod{cmp.Or(ownUID(p), string(p.UID)), p.Namespace, p.Name, p.Spec.HostNetwork})
 	}
 	return pods, known
 }
@@ -79,8 +88,8 @@ func reduce(object any) (any, error) {
 		Spec:       corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
 		Status:     corev1.PodStatus{Phase: p.Status.Phase},
 	}
-	if hash, there := p.Annotations[configHash]; there {
-		small.Annotations = map[string]string{configHash: hash}
+	if uid := ownUID(p); uid != "" {
+		small.Annotations = map[string]string{configHash: uid, configMirror: uid}
 	}
 	return small, nil
 }

@@ -50,11 +50,15 @@ func TestList(t *testing.T) {
 	if list, known := w.List(); known || len(list) > 0 {
 		t.Errorf("before the API server has answered: %v", list)
 	}
-	static := func(p *corev1.Pod) { p.Annotations = map[string]string{configHash: "hash", "other": "x"} }
+	static := func(p *corev1.Pod) {
+		p.Annotations = map[string]string{configHash: "hash", configMirror: "hash", "other": "x"}
+	}
 	answers <- &corev1.PodList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}, Items: []corev1.Pod{
 		pod("one", "u1", corev1.PodRunning, nil), pod("static", "u2", corev1.PodPending, static),
 		pod("done", "u3", corev1.PodSucceeded, nil), pod("failed", "u4", corev1.PodFailed, nil),
-		pod("own", "u5", corev1.PodRunning, func(p *corev1.Pod) { p.Spec.HostNetwork = false }),
+		pod("own", "u5", corev1.PodRunning, func(p *corev1.Pod) {
+			p.Spec.HostNetwork, p.Annotations = false, map[string]string{configHash: "somebody else's"}
+		}),
 	}}
 	must := func(want string) {
 		t.Helper()
@@ -90,7 +94,7 @@ func TestList(t *testing.T) {
 	<-changed
 	must("one:u1:host own:u5 static:hash:host")
 	for _, item := range w.store.List() {
-		if p := item.(*corev1.Pod); len(p.Labels)+len(p.Spec.Containers) > 0 || len(p.Annotations) > 1 {
+		if p := item.(*corev1.Pod); len(p.Labels)+len(p.Spec.Containers) > 0 || len(p.Annotations) > 2 {
 			t.Errorf("more is kept of %s than is needed: %+v", p.Name, p)
 		}
 	}

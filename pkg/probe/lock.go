@@ -5,30 +5,35 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// lockName is an abstract address (unix(7)): it belongs to the network namespace, needs no file system, and is free again when its
-// process ends, however that ends.
-const lockName = "@imds-guard/probe"
+// lockFile is in the directory that the agent shares with `imds-guard check`. Its lock is free again when its process ends, however
+// that ends.
+const lockFile = "/run/imds-guard/.probe"
 
 // lockPatience is for how long another probe is waited for. It takes less than a second.
 const lockPatience = 3 * time.Second
 
 func lock() (unlock func(), err error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err := os.MkdirAll(filepath.Dir(lockFile), 0o755); err != nil {
+		return nil, fmt.Errorf("making a directory for the probes' lock: %w", err)
+	}
+	f, err := os.OpenFile(lockFile, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("opening a socket: %w", err)
+		return nil, fmt.Errorf("opening the probes' lock: %w", err)
 	}
 	for deadline := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
-		err := unix.Bind(fd, &unix.SockaddrUnix{Name: lockName})
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { unix.Close(fd) }, nil
+			return func() { f.Close() }, nil
 		}
-		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
-			unix.Close(fd)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			f.Close()
 			return nil, fmt.Errorf("waiting for another probe to end: %w", err)
 		}
 	}

@@ -25,14 +25,16 @@ const port = 80
 // same machine, within a few milliseconds.
 const patience = 300 * time.Millisecond
 
-// sources are where the packets say that they come from, but for their last bytes, which are random: addresses that nobody has
-// (RFC 2544, benchmarks; RFC 4193, of our own).
-var sources = map[imds.Family]netip.Prefix{
-	imds.IPv4: netip.MustParsePrefix("198.19.0.0/16"),
-	imds.IPv6: netip.MustParsePrefix("fd69:6d64:7367::/48"),
+// sources are where the packets say that they come from: addresses that nobody has (RFC 5737, for documents; RFC 4193, of our own).
+var sources = map[imds.Family]netip.Addr{
+	imds.IPv4: netip.MustParseAddr("192.0.2.254"),
+	imds.IPv6: netip.MustParseAddr("fd69:6d64:7367::1"),
 }
 
-// Seen is what became of the packet. The zero value: it was not seen again. (An interface without a carrier loses packets before
+// Packets is how many a probe sends, one right after the other: so many of others are rarely counted in that moment.
+const Packets = 8
+
+// Seen is what became of the packets. The zero value: it was not seen again. (An interface without a carrier loses packets before
 // they can be seen.)
 type Seen struct {
 	// Answered: the endpoint answered.
@@ -41,8 +43,8 @@ type Seen struct {
 	Left string
 }
 
-// Forward sends one TCP SYN to the endpoint. The interface that it comes in by has a name that the first pattern with a wildcard
-// matches, or else a name of our own. The calling thread's network namespace is the node's.
+// Forward sends a TCP SYN to the endpoint, Packets times. The interface that they come in by has a name that the first pattern with a
+// wildcard matches, or else, and without patterns, a name of our own. The calling thread's network namespace is the node's.
 func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 	defer func() {
 		if err != nil && !errors.Is(err, ErrNotForwarding) {
@@ -68,8 +70,10 @@ func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
-	if err := w.send(p); err != nil {
-		return s, err
+	for range Packets {
+		if err := w.send(p); err != nil {
+			return s, err
+		}
 	}
 	s, err = t.watch(time.Now().Add(patience), w)
 	if s.Answered { // and now waits for the third part of the handshake
@@ -81,14 +85,12 @@ func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 
 // newSegment makes up a connection that no other has.
 func newSegment(f imds.Family) segment {
-	var random [16]byte
+	var random [8]byte
 	_, _ = rand.Read(random[:]) // it never fails
-	source := sources[f].Addr().AsSlice()
-	copy(source[len(source)-2:], random[:2])
-	p := segment{family: f, destination: f.Endpoint().Addr(), sequence: binary.BigEndian.Uint32(random[4:])}
-	p.source, _ = netip.AddrFromSlice(source)
-	p.sourcePort = 1<<15 | binary.BigEndian.Uint16(random[8:])
-	return p
+	return segment{
+		family: f, source: sources[f], destination: f.Endpoint().Addr(),
+		sourcePort: 1<<15 | binary.BigEndian.Uint16(random[0:]), sequence: binary.BigEndian.Uint32(random[4:]),
+	}
 }
 
 // ownName is the near end's if no pattern has a wildcard, and the end of it if one has.

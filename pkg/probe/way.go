@@ -32,7 +32,7 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	if _, err := cleanup(); err != nil {
 		return nil, err
 	}
-	pair := netlink.NewVeth(netlink.LinkAttrs{Name: name, Flags: net.FlagUp, MTU: 1500})
+	pair := netlink.NewVeth(netlink.LinkAttrs{Name: name, MTU: 1500})
 	pair.PeerName = farName
 	if err := netlink.LinkAdd(pair); err != nil {
 		return nil, fmt.Errorf("making the interface %s: %w", name, err)
@@ -52,16 +52,17 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	}
 	// Neither end has an address, or asks for one.
 	for _, end := range []*net.Interface{w.far, w.near} {
-		l := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: end.Index}}
-		if err := netlink.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		if err := netlink.LinkSetIP6AddrGenMode(byIndex(end), nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 			return w, fmt.Errorf("keeping %s from an address: %w", end.Name, err)
-		}
-		if err := netlink.LinkSetUp(l); err != nil {
-			return w, fmt.Errorf("setting %s up: %w", end.Name, err)
 		}
 	}
 	if err := likePods(name, source); err != nil {
 		return w, err
+	}
+	for _, end := range []*net.Interface{w.far, w.near} {
+		if err := netlink.LinkSetUp(byIndex(end)); err != nil {
+			return w, fmt.Errorf("setting %s up: %w", end.Name, err)
+		}
 	}
 	back := &net.IPNet{IP: source.AsSlice(), Mask: net.CIDRMask(source.BitLen(), source.BitLen())}
 	// Else rp_filter drops the packet before any layer sees it (Documentation/networking/ip-sysctl.rst).
@@ -103,6 +104,10 @@ func likePods(name string, source netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+func byIndex(i *net.Interface) netlink.Link {
+	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: i.Index}}
 }
 
 func (w *way) send(s segment) error {

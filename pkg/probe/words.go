@@ -6,12 +6,14 @@ package probe
 const (
 	// PathForward is that of packets that the node forwards.
 	PathForward = "forward"
+	// PathUnnamed is the same by an interface that no pattern names.
+	PathUnnamed = "unnamed"
 	// PathSocket is that of sockets, whatever way their packets take.
 	PathSocket = "socket"
 )
 
 // Paths lists every path.
-var Paths = []string{PathForward, PathSocket}
+var Paths = []string{PathForward, PathUnnamed, PathSocket}
 
 // The results.
 const (

@@ -140,7 +140,7 @@ func TestProbeWithoutSockets(t *testing.T) {
 	eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
 	a.kill()
 	n.sh("rm -r /sys/fs/bpf/imds-guard")
-	if code, c := n.checkProbe(append(extra, "--backend", "auto")...); code != 0 || len(c.Probes) != 2 || c.Probes[1].Result != "stopped" {
+	if code, c := n.checkProbe(append(extra, "--backend", "auto")...); code != 0 || len(c.Probes) != 4 || c.Probes[1].Result != "stopped" {
 		t.Errorf("check --probe ends with %d: %+v", code, c.Probes)
 	}
 }
