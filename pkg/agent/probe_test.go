@@ -145,8 +145,7 @@ func TestProber(t *testing.T) {
 		stops.Store(true)
 		var at []time.Duration
 		begun := time.Now()
-		var p *prober
-		p = &prober{
+		p := &prober{
 			interval: 5 * time.Minute, log: slog.New(slog.NewTextHandler(&log, nil)),
 			ended: func([]Probe) { at = append(at, time.Since(begun)) },
 		}

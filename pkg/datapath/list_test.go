@@ -24,15 +24,7 @@ const podLink = "eni0123456789a"
 // newNode makes a node with a pod behind an interface of Amazon VPC CNI's, and one behind another.
 func newNode(t *testing.T) (*testnode.Node, *testnode.Pod) {
 	t.Helper()
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := testnode.Make(t)
 	pod, err := n.AddPod(podLink)
 	if err != nil {
 		t.Fatal(err)

@@ -15,20 +15,6 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-func newNode(t *testing.T) *testnode.Node {
-	t.Helper()
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return n
-}
-
 func sh(t *testing.T, in interface {
 	Command(ctx context.Context, name string, args ...string) *exec.Cmd
 }, format string, args ...any,
@@ -86,7 +72,7 @@ func TestForward(t *testing.T) {
 		for _, rpFilter := range []int{0, 1, 2} {
 			t.Run(fmt.Sprintf("%s/rp_filter=%d", f, rpFilter), func(t *testing.T) {
 				t.Parallel()
-				n := newNode(t)
+				n := testnode.Make(t)
 				sh(t, n, "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo %d > $f; done", rpFilter)
 				must(t, n, f, "nobody would answer to it", Seen{Left: "eth0"})
 				sh(t, n, "%s", masquerade[f])
@@ -113,7 +99,7 @@ func TestForward(t *testing.T) {
 // What a killed process has left is removed; what somebody else has is not, and is named.
 func TestLeftBehind(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := testnode.Make(t)
 	sh(t, n, "ip link add eniimdsprobe type veth peer name imds-guard-far; ip link set eniimdsprobe up; "+
 		"ip route add 192.0.2.254 dev eniimdsprobe")
 	must(t, n, imds.IPv4, "after a killed one", Seen{Left: "eth0"})
@@ -131,7 +117,7 @@ func TestLeftBehind(t *testing.T) {
 // A node that forwards no packets of a family needs none sent.
 func TestNotForwarding(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := testnode.Make(t)
 	sh(t, n, "echo 0 > /proc/sys/net/ipv4/conf/default/forwarding; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
 	for _, f := range imds.Families { // what new interfaces get by default is not what pods' have
 		must(t, n, f, "with other defaults", Seen{Left: "eth0"})
@@ -148,7 +134,7 @@ func TestNotForwarding(t *testing.T) {
 // Several at once wait for each other.
 func TestTogether(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := testnode.Make(t)
 	var wg sync.WaitGroup
 	for range 2 {
 		for _, f := range imds.Families {

@@ -84,15 +84,7 @@ type node struct {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := testnode.Make(t)
 	pod, err := n.AddPod("eni0123456789a")
 	if err != nil {
 		t.Fatal(err)

@@ -21,16 +21,6 @@ func TestHostNetworkPods(t *testing.T) {
 	node.Helm(t, "install", "imds-guard", chart(t), "--create-namespace", "--set", "agent.hostNetworkPods=block")
 	pod := node.WaitAgent(t)
 	node.waitAllLayers(t)
-	refused := func(when string) {
-		t.Helper()
-		before := asker.refusals(t)
-		wait(t, "the pod to be refused "+when, func() error {
-			if now := asker.refusals(t) - before; now < 20 {
-				return fmt.Errorf("%d calls were", now)
-			}
-			return nil
-		})
-	}
 	named := func(message string) {
 		t.Helper()
 		wait(t, "the agent to name it", func() error {
@@ -42,7 +32,7 @@ func TestHostNetworkPods(t *testing.T) {
 			return fmt.Errorf("it says nothing of %s", asker.uid)
 		})
 	}
-	refused("by its name")
+	asker.waitRefused(t, "by its name")
 	named("and is refused")
 	quiet := asker.Answers()
 	agent := node.AgentPID(t) // which the API server tells
@@ -50,14 +40,14 @@ func TestHostNetworkPods(t *testing.T) {
 	step(t, "the API server stops, and the agent is killed")
 	node.Component(t, "stop", "kube-apiserver", "KILL") // told to end, it takes a minute
 	t.Cleanup(func() { node.apiServerBack(t) })
-	refused("without the API server")
+	asker.waitRefused(t, "without the API server")
 	kill(t, agent)
-	refused("after the agent's end")
+	asker.waitRefused(t, "after the agent's end")
 	wait(t, "a new agent", func() error {
 		_, err := node.metric("imds_guard_protected")
 		return err
 	})
-	refused("by an agent that has not reached the API server")
+	asker.waitRefused(t, "by an agent that has not reached the API server")
 	node.apiServerBack(t)
 	if answers := asker.Answers() - quiet; answers != 0 {
 		t.Errorf("the pod got %d answers", answers)

@@ -25,24 +25,14 @@ func TestSockets(t *testing.T) {
 				}
 			}
 			asker, control := node.RunAsker(t, "asker", false), node.RunAsker(t, "control", true)
-			refused := func(when string) {
-				t.Helper()
-				before := asker.refusals(t)
-				wait(t, "the pod to be refused "+when, func() error {
-					if now := asker.refusals(t) - before; now < 20 {
-						return fmt.Errorf("%d calls were", now)
-					}
-					return nil
-				})
-			}
-			refused("while the agent runs")
+			asker.waitRefused(t, "while the agent runs")
 			step(t, "the agent is killed, and updated")
 			kill(t, node.AgentPID(t))
-			refused("after its end")
+			asker.waitRefused(t, "after its end")
 			node.WaitAgent(t)
 			node.Helm(t, "upgrade", "imds-guard", chart(t), "--reset-then-reuse-values", "--set", "image.tag=v0.1.1")
 			node.waitAgent(t, "the other version", isVersion("v0.1.1"))
-			refused("by the next version")
+			asker.waitRefused(t, "by the next version")
 			if counted := node.Metric(t, "imds_guard_blocked_packets_total", "layer=cgroup", "family=ipv4"); counted < 40 {
 				t.Errorf("%v calls were counted", counted)
 			}
@@ -62,6 +52,18 @@ func TestSockets(t *testing.T) {
 			node.Kubectl(t, "-n", namespace, "delete", "daemonset", "imds-guard-cleanup")
 		})
 	}
+}
+
+// waitRefused waits until more calls of the pod are refused.
+func (a *Asker) waitRefused(t *testing.T, when string) {
+	t.Helper()
+	before := a.refusals(t)
+	wait(t, "the pod to be refused "+when, func() error {
+		if now := a.refusals(t) - before; now < 20 {
+			return fmt.Errorf("%d calls were", now)
+		}
+		return nil
+	})
 }
 
 // refusals counts the pod's calls that its own kernel has refused, by its log.
