@@ -20,7 +20,7 @@ trap end EXIT
 trap 'exit 130' INT TERM
 export CGO_ENABLED=0
 go build -o "$dir/imds-guard" ./cmd/imds-guard
-for package in pkg/netfilter pkg/rules pkg/route pkg/cgroup test/agent; do
+for package in pkg/netfilter pkg/rules pkg/route pkg/cgroup pkg/datapath pkg/probe test/agent; do
   go test -c -tags kernels -o "$dir/$(basename $package).test" ./$package
 done
 cat >"$dir/test.sh" <<'TEST'
@@ -33,9 +33,11 @@ run() { # NAME ARGUMENT…
 }
 run route
 run cgroup
+run datapath
+run probe
 run netfilter
 run rules -test.run 'TestUnsupported|TestSelector|TestCleanupOfOurOwnTable'
-run agent -storm.time 30s -test.run 'Sockets|DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|Paths|BesideTheVPCCNI|TestUpgrade|CutByTheRoute|TamperStorm'
+run agent -storm.time 30s -test.run 'Sockets|PastForward|Bypass|Probe|HostNetworkPodsAlone|DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|Paths|BesideTheVPCCNI|TestUpgrade|CutByTheRoute|TamperStorm'
 exit $failed
 TEST
 failed=0
