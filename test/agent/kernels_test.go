@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imds-guard/imds-guard/internal/testnode"
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/route"
+	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
 // What needs kernel modules that the machine of `make test` may not have. test/kernels/run.sh runs these.
@@ -67,4 +70,46 @@ func TestBypassPathsOfTheKernel(t *testing.T) {
 			},
 		},
 	}, bypassed)
+}
+
+// A connection that a flowtable has taken comes neither to routing nor to FORWARD any more. iptables' rules don't stop it. The route
+// layer's coming does: the flow's route is out of date then, and the kernel lets go of it (nf_flow_dst_check).
+func TestOffloadedFlow(t *testing.T) {
+	for layers, goesOn := range map[string]bool{rules.LayerName: true, route.LayerName: false} {
+		t.Run(layers, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			n.layers = layers
+			n.sh("modprobe nf_flow_table; modprobe nf_flow_table_inet; modprobe nft_flow_offload; "+
+				"nft add table inet ft; nft 'add flowtable inet ft f { hook ingress priority 0; devices = { %s, eth0 }; }'; "+
+				"nft 'add chain inet ft forward { type filter hook forward priority -10; }'; nft add rule inet ft forward counter; "+
+				"nft add rule inet ft forward ip protocol tcp flow add @f", n.pod.Ifname)
+			conn, err := n.pod.Dial(t.Context(), "tcp", testnode.IMDSv4+":80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			ask := func() bool {
+				_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+				if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
+					return false
+				}
+				k, _ := conn.Read(make([]byte, 4096))
+				return k > 0
+			}
+			forwarded := func() string { return n.sh("nft list chain inet ft forward | grep -o 'packets [0-9]*'") }
+			eventually(t, "the flowtable has taken the connection", func() bool {
+				before := forwarded()
+				return ask() && forwarded() == before
+			})
+			a := n.start()
+			eventually(t, "the layer is in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
+			if got := ask(); got != goesOn {
+				t.Errorf("the connection goes on: %t", got)
+			}
+			if n.served(variants[0]) {
+				t.Error("a new connection is served")
+			}
+		})
+	}
 }
