@@ -178,6 +178,14 @@ func TestProber(t *testing.T) {
 		}
 		cancel()
 		<-ended
+		time.Sleep(14 * time.Minute)
+		if e := p.evidence(); e.NotProbed != nil {
+			t.Errorf("14 minutes after the last: %v", e.NotProbed)
+		}
+		time.Sleep(2 * time.Minute)
+		if e := p.evidence(); e.NotProbed == nil {
+			t.Error("probes that end no more are no trouble")
+		}
 		want := []time.Duration{1, 302, 333, 364}
 		for i := range want {
 			want[i] *= time.Second

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -34,6 +35,7 @@ type prober struct {
 
 	mu      sync.Mutex
 	results []Probe
+	last    time.Time // when they ended
 	begun   time.Time // when somebody asked first whether they are pending
 }
 
@@ -52,7 +54,7 @@ func (p *prober) run(ctx context.Context) {
 		}
 		p.mu.Lock()
 		before := p.results
-		p.results = withAnswers(before, results)
+		p.results, p.last = withAnswers(before, results), time.Now()
 		p.mu.Unlock()
 		p.report(before, results)
 		p.ended(results)
@@ -106,11 +108,15 @@ func (p *prober) report(before, now []Probe) {
 	}
 }
 
-// evidence is what the last probes prove.
+// evidence is what the last probes prove. That they were longer ago than three intervals says that one hangs.
 func (p *prober) evidence() guard.Evidence {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return probesEvidence(p.results)
+	e := probesEvidence(p.results)
+	if age := time.Since(p.last); e.NotProbed == nil && p.results != nil && age > 3*p.interval {
+		e.NotProbed = fmt.Errorf("the last probes ended %s ago", age.Round(time.Second))
+	}
+	return e
 }
 
 // pending reports that the first probes have not ended yet, and are not overdue: it has not been asked for that long.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -155,18 +156,18 @@ func TestWatch(t *testing.T) {
 func TestWatchTells(t *testing.T) {
 	no := errors.New("no")
 	var told []string
-	w := NewWatch(time.Hour, func(before, now Found) { told = append(told, fmt.Sprint(before.Err, now)) })
+	w := NewWatch(time.Hour, func(before, now Found) { told = append(told, fmt.Sprint(before.Err, now.Ways, now.Err)) })
 	for _, step := range []struct {
 		ways []string
 		err  error
 		want string
 	}{
-		{nil, no, "nobody has looked yet {[] no}"},
+		{nil, no, "nobody has looked yet [] no"},
 		{nil, no, ""},
-		{[]string{"a"}, nil, "no {[a] <nil>}"},
+		{[]string{"a"}, nil, "no [a] <nil>"},
 		{[]string{"a"}, nil, ""},
-		{nil, no, "<nil> {[a] no}"},
-		{nil, nil, "no {[] <nil>}"},
+		{nil, no, "<nil> [a] no"},
+		{nil, nil, "no [] <nil>"},
 	} {
 		told = nil
 		w.list = func() ([]string, error) { return step.ways, step.err }
@@ -175,6 +176,23 @@ func TestWatchTells(t *testing.T) {
 			t.Errorf("%q, want %q", got, step.want)
 		}
 	}
+}
+
+// A search that hangs proves nothing any more.
+func TestFoundGetsOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWatch(10*time.Second, func(before, now Found) {})
+		w.list = func() ([]string, error) { return []string{"a"}, nil }
+		w.search()
+		time.Sleep(30 * time.Second)
+		if f := w.Found(); f.Err != nil || len(f.Ways) != 1 {
+			t.Errorf("after three resync periods: %+v", f)
+		}
+		time.Sleep(time.Second)
+		if f := w.Found(); f.Err == nil || f.Err.Error() != "the last search was 31s ago" || len(f.Ways) != 1 {
+			t.Errorf("after a second more: %+v", f)
+		}
+	})
 }
 
 // load loads a program that lets everything through.

@@ -5,6 +5,7 @@ package datapath
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,8 @@ type Found struct {
 	Ways []string
 	// Err says why there may be others.
 	Err error
+
+	at time.Time // when the search ended
 }
 
 // Watch searches whenever it is woken, and once in a resync period.
@@ -44,8 +47,15 @@ func NewWatch(resync time.Duration, changed func(before, now Found)) *Watch {
 	return w
 }
 
-// Found returns what is known. It may be called from any goroutine.
-func (w *Watch) Found() Found { return *w.found.Load() }
+// Found returns what is known. It may be called from any goroutine. What was found longer ago than three resync periods, and three
+// pauses, is no proof that there is nothing else by now.
+func (w *Watch) Found() Found {
+	f := *w.found.Load()
+	if age := time.Since(f.at); f.Err == nil && age > 3*max(w.Resync, pause) {
+		f.Err = fmt.Errorf("the last search was %s ago", age.Round(time.Second))
+	}
+	return f
+}
 
 // Wake asks for a search. It never blocks.
 func (w *Watch) Wake() {
@@ -85,9 +95,9 @@ func (w *Watch) Run(ctx context.Context) {
 }
 
 func (w *Watch) search() {
-	before := w.Found()
+	before := *w.found.Load()
 	ways, err := w.list()
-	now := Found{ways, err}
+	now := Found{Ways: ways, Err: err, at: time.Now()}
 	if err != nil {
 		now.Ways = before.Ways
 	}
