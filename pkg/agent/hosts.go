@@ -18,12 +18,11 @@ import (
 )
 
 const (
-	// hostsPause is after what time to look again for a cgroup that is not there yet. A pod that is let through must not wait
-	// for long.
-	hostsPause = 100 * time.Millisecond
 	// hostsPeriod is how often to look who has asked: a container that has may end soon.
 	hostsPeriod = time.Second
-	// hostsPatience is for how long. A pod without a cgroup after that has other troubles, and is looked for at each resync.
+	// hostsPause is after what time to look again for a cgroup that is not there yet, for hostsPatience. A pod that is let through must
+	// not wait for long; one without a cgroup after that has other troubles.
+	hostsPause    = 100 * time.Millisecond
 	hostsPatience = time.Minute
 	// mostNamed bounds the memory of who was named.
 	mostNamed = 1000
@@ -115,10 +114,6 @@ func (h *hosts) unlisted() error {
 // keep writes the list, and names who asks without being in it. pending: a pod that is to be let through has no cgroup yet.
 func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	place := h.place()
-	all, known := h.list()
-	if !known {
-		return false, errNotListed
-	}
 	if place == "" {
 		return false, cgroup.ErrNoHostMaps
 	}
@@ -127,6 +122,15 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 		return false, err
 	}
 	h.before, h.owners = h.owners, owners
+	all, known := h.list()
+	if !known { // then the list that an agent before this one has left is in force, if there is one
+		if listed, err := cgroup.HostsListed(); err != nil {
+			return false, err
+		} else if !listed {
+			return false, errNotListed
+		}
+		return false, h.name(nil)
+	}
 	var allowed []uint64
 	since := map[string]time.Time{}
 	for _, p := range all {

@@ -116,6 +116,22 @@ func AllowHosts(ids []uint64) error {
 	return nil
 }
 
+// HostsListed reports whether it was said which pods in the node's network are let through, since the node has booted.
+func HostsListed() (bool, error) {
+	m, err := openHostMap(allowedPin(), allowedSpec)
+	if err != nil {
+		return false, err
+	}
+	defer m.Close()
+	switch err := m.Lookup(listed, new(uint64)); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("reading the list: %w", err)
+	}
+	return true, nil
+}
+
 // HostsAsked returns how many calls each cgroup has made, by its id, that are of no pod that is let through.
 func HostsAsked() (map[uint64]uint64, error) {
 	m, err := openHostMap(askedPin(), askedSpec)

@@ -80,7 +80,16 @@ func TestHostNetwork(t *testing.T) {
 		w.calls(one, f, "sent", "before anybody has said who is let through")
 		w.mustAll(w.pod.Namespace, f, "EPERM", "a pod in its own network")
 	}
+	listed := func(want bool) {
+		t.Helper()
+		var got bool
+		if err := w.Host().Do(func() (err error) { got, err = HostsListed(); return err }); err != nil || got != want {
+			t.Errorf("listed: %t (%v), want %t", got, err, want)
+		}
+	}
+	listed(false)
 	w.allow(w.id("burstable/pod2"), w.id(guaranteed))
+	listed(true)
 	if found := w.must(imds.IPv4, layer.Enforced, ""); found.Detail != "" {
 		t.Errorf("it is said that %s", found.Detail)
 	}
