@@ -59,46 +59,34 @@ var stopping = map[string][]string{
 	probe.PathSocket:  {cgroup.LayerName},
 }
 
-// inForce finds the layer of a family, if it is read back as stopping something.
-func inForce(layers []guard.LayerStatus, name string, f imds.Family) (l guard.LayerStatus, is bool) {
+// inForce reports whether the layer of a family is read back as stopping something.
+func inForce(layers []guard.LayerStatus, name string, f imds.Family) bool {
 	l, there := find(layers, layer.ID{Name: name, Family: f})
-	return l, there && l.State.Protects()
+	return there && l.State.Protects()
 }
 
 // all probes every path of every family, until ctx ends. The route layer and that of sockets are tried alone only while they are in
 // force: else that is known, and no probe has to say so.
 func (p probes) all(ctx context.Context) (results []Probe) {
-	for _, f := range imds.Families {
-		results = append(results, p.one(ctx, probe.PathForward, f, probe.Packets, func() (string, error) { return forward(f, p.patterns) }))
-		results = append(results, p.whileInForce(ctx, route.LayerName, f, func(guard.LayerStatus) Probe {
-			return p.one(ctx, probe.PathUnnamed, f, probe.Packets, func() (string, error) { return forward(f, nil) })
-		})...)
+	add := func(result Probe, proves bool) {
+		if proves {
+			results = append(results, result)
+		}
 	}
 	for _, f := range imds.Families {
-		results = append(results, p.whileInForce(ctx, cgroup.LayerName, f, func(l guard.LayerStatus) Probe {
-			return p.one(ctx, probe.PathSocket, f, 1, func() (string, error) {
-				refused, err := cgroup.Ask(f, l.Place)
-				if err != nil || refused {
-					return "", err
-				}
-				return "a socket was connected", nil
-			})
-		})...)
+		add(p.one(ctx, probe.PathForward, f, probe.Packets, "", func([]guard.LayerStatus) (string, error) { return forward(f, p.patterns) }))
+		add(p.one(ctx, probe.PathUnnamed, f, probe.Packets, route.LayerName, func([]guard.LayerStatus) (string, error) { return forward(f, nil) }))
+	}
+	for _, f := range imds.Families {
+		add(p.one(ctx, probe.PathSocket, f, 1, cgroup.LayerName, func(before []guard.LayerStatus) (string, error) {
+			refused, err := cgroup.Ask(f, before[0].Place)
+			if err != nil || refused {
+				return "", err
+			}
+			return "a socket was connected", nil
+		}))
 	}
 	return results
-}
-
-// whileInForce makes a probe if a layer is in force, before it and after it.
-func (p probes) whileInForce(ctx context.Context, name string, f imds.Family, make func(guard.LayerStatus) Probe) []Probe {
-	before, is := inForce(p.look(ctx), name, f)
-	if !is {
-		return nil
-	}
-	result := make(before)
-	if _, still := inForce(p.look(ctx), name, f); !still {
-		return nil
-	}
-	return []Probe{result}
 }
 
 func find(layers []guard.LayerStatus, id layer.ID) (l guard.LayerStatus, there bool) {
@@ -121,14 +109,20 @@ func forward(f imds.Family, patterns []ifpattern.Pattern) (letThrough string, er
 	return "", err
 }
 
-// one sends so many, and finds out by their counters which of the layers that may stop them did.
-func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, send func() (letThrough string, err error)) Probe {
-	result := Probe{Path: path, Family: f, StoppedBy: []string{}}
+// one sends so many, and finds out by their counters which of the layers that may stop them did. It proves nothing if the layer that
+// it is about, unless that is empty, was not in force before and after it.
+func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, about string,
+	send func(before []guard.LayerStatus) (letThrough string, err error),
+) (result Probe, proves bool) {
+	result = Probe{Path: path, Family: f, StoppedBy: []string{}}
 	before := slices.DeleteFunc(p.look(ctx), func(l guard.LayerStatus) bool {
 		return l.Family != f || !slices.Contains(stopping[path], l.Name)
 	})
+	if about != "" && !inForce(before, about, f) {
+		return result, false
+	}
 	p.own.expect(before, n)
-	letThrough, err := send()
+	letThrough, err := send(before)
 	after := p.look(ctx)
 	var missed []guard.LayerStatus
 	for _, l := range before {
@@ -139,6 +133,9 @@ func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, s
 		}
 	}
 	p.own.missed(missed, n)
+	if about != "" && !inForce(after, about, f) {
+		return result, false
+	}
 	switch {
 	case letThrough != "":
 		result.Result, result.Detail = probe.Answered, letThrough
@@ -153,7 +150,7 @@ func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, s
 	default:
 		result.Result = probe.Stopped
 	}
-	return result
+	return result, true
 }
 
 // probesEvidence is what they prove.

@@ -50,7 +50,7 @@ func TestProbeResult(t *testing.T) {
 		counters := map[string]uint64{"iptables": 7, "route": 7}
 		own := newOwnPackets()
 		p := probes{look: func(context.Context) []guard.LayerStatus { return counting(counters) }, own: own}
-		got := p.one(t.Context(), "forward", imds.IPv4, 1, func() (string, error) {
+		got, _ := p.one(t.Context(), "forward", imds.IPv4, 1, "", func([]guard.LayerStatus) (string, error) {
 			for _, name := range c.counted {
 				counters[name]++
 			}
@@ -221,9 +221,30 @@ func TestProberEnds(t *testing.T) {
 func TestProbeLooksDiffer(t *testing.T) {
 	looks := [][]guard.LayerStatus{counting(map[string]uint64{"iptables": 7, "route": 7}), counting(map[string]uint64{"iptables": 7, "route": 8})[1:]}
 	p := probes{look: func(context.Context) (l []guard.LayerStatus) { l, looks = looks[0], looks[1:]; return l }}
-	got := p.one(t.Context(), "forward", imds.IPv4, 1, func() (string, error) { return "", nil })
+	got, _ := p.one(t.Context(), "forward", imds.IPv4, 1, "", func([]guard.LayerStatus) (string, error) { return "", nil })
 	if got.String() != "forward ipv4 stopped by route" {
 		t.Error(got)
+	}
+}
+
+// A probe of one layer proves something only if that was in force before and after it.
+func TestProbeOfALayer(t *testing.T) {
+	for _, c := range []struct {
+		before, after layer.State
+		proves        bool
+	}{
+		{layer.Enforced, layer.Enforced, true}, {layer.Missing, layer.Enforced, false}, {layer.Enforced, layer.Unknown, false},
+	} {
+		states := []layer.State{c.before, c.after}
+		p := probes{look: func(context.Context) []guard.LayerStatus {
+			l := counting(nil)
+			l[1].State, states = states[0], states[1:]
+			return l
+		}}
+		_, proves := p.one(t.Context(), probe.PathUnnamed, imds.IPv4, 1, "route", func([]guard.LayerStatus) (string, error) { return "it left", nil })
+		if proves != c.proves {
+			t.Errorf("%s before, %s after: proves %t", c.before, c.after, proves)
+		}
 	}
 }
 
