@@ -18,21 +18,6 @@ import (
 	"testing"
 )
 
-// newNode makes a node that is closed when the test ends.
-func newNode(t *testing.T) *Node {
-	t.Helper()
-	n, err := New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return n
-}
-
 func addPod(t *testing.T, n *Node, ifname string) *Pod {
 	t.Helper()
 	pod, err := n.AddPod(ifname)
@@ -58,7 +43,7 @@ func mustRun(t *testing.T, n *Node, name string, args ...string) string {
 
 func TestPodsAndNodeReachEverything(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	from := map[string]*Namespace{
 		"first pod":  addPod(t, n, "eni00000000001").Namespace,
 		"second pod": addPod(t, n, "vlan0123456789").Namespace,
@@ -87,7 +72,7 @@ func TestPodsAndNodeReachEverything(t *testing.T) {
 
 func TestPodsReachEachOther(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	client, server := addPod(t, n, "eni00000000001"), addPod(t, n, "eni00000000002")
 	for _, ip := range []string{server.IPv4.String(), server.IPv6.String()} {
 		l, err := server.Listen("tcp", net.JoinHostPort(ip, "80"))
@@ -113,7 +98,7 @@ func TestPodsReachEachOther(t *testing.T) {
 
 func TestIMDSv2(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	client := addPod(t, n, "eni00000000001").Client()
 	do := func(method, path string, header ...string) (int, string) {
 		t.Helper()
@@ -154,7 +139,7 @@ func TestIMDSv2(t *testing.T) {
 
 func TestStoppedIMDSLeavesItsAddresses(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	n.IMDS().Stop()
 	n.IMDS().Stop()
 	for _, ip := range []string{IMDSv4, IMDSv6} {
@@ -171,7 +156,7 @@ func TestStoppedIMDSLeavesItsAddresses(t *testing.T) {
 
 func TestNodesAreSeparate(t *testing.T) {
 	t.Parallel()
-	nodes := []*Node{newNode(t), newNode(t)}
+	nodes := []*Node{Make(t), Make(t)}
 	pods := []*Pod{addPod(t, nodes[0], "eni00000000001"), addPod(t, nodes[1], "eni00000000001")}
 	for _, backend := range []string{"nft", "legacy"} {
 		mustRun(t, nodes[0], "iptables-"+backend, "-w", "-I", "FORWARD", "-d", IMDSv4, "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset")
@@ -205,7 +190,7 @@ func TestNodesAreSeparate(t *testing.T) {
 
 func TestDeletePod(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	doomed, other := addPod(t, n, "eni00000000001"), addPod(t, n, "eni00000000002")
 	cmd := doomed.Command(t.Context(), "sleep", "infinity")
 	if err := cmd.Start(); err != nil {
@@ -237,7 +222,7 @@ func TestDeletePod(t *testing.T) {
 
 func TestDo(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	pod := addPod(t, n, "eni00000000001")
 	mustRun(t, n, "touch", "/run/only-here")
 
@@ -278,7 +263,7 @@ func TestDo(t *testing.T) {
 // A command gets its Pdeathsig when the thread that started it ends, and the runtime gives that thread to others.
 func TestCommandsOutliveWhatElseTheirThreadsDo(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	var cmds []*exec.Cmd
 	for range 20 {
 		cmd := n.Command(t.Context(), "cat")
@@ -291,7 +276,7 @@ func TestCommandsOutliveWhatElseTheirThreadsDo(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmds = append(cmds, cmd)
-		newNode(t)
+		Make(t)
 		if err := n.Host().Do(func() error { return nil }); err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +294,7 @@ func TestCommandsOutliveWhatElseTheirThreadsDo(t *testing.T) {
 
 func TestNamesAreRefused(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	if conn, err := n.Host().Dial(t.Context(), "tcp", "localhost:80"); err == nil {
 		conn.Close()
 		t.Error("Dial took a name, which this process would resolve")
@@ -322,7 +307,7 @@ func TestNamesAreRefused(t *testing.T) {
 
 func TestClosedNode(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := Make(t)
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -45,6 +45,9 @@ func (p Probe) String() string {
 	return text
 }
 
+// isOf reports whether both are about the same path of the same family.
+func (p Probe) isOf(other Probe) bool { return p.Path == other.Path && p.Family == other.Family }
+
 // probes is how they are made: look reads every layer anew; own, which may be nil, keeps them out of the count of what was stopped.
 type probes struct {
 	patterns []ifpattern.Pattern

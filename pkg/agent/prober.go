@@ -59,10 +59,8 @@ func (p *prober) run(ctx context.Context) {
 		p.report(before, results)
 		p.ended(results)
 		again := p.interval
-		for _, r := range results {
-			if r.Result != probe.Stopped {
-				again = min(again, probeAgain)
-			}
+		if slices.ContainsFunc(results, func(r Probe) bool { return r.Result != probe.Stopped }) {
+			again = min(again, probeAgain)
 		}
 		select {
 		case <-ctx.Done():
@@ -76,10 +74,8 @@ func (p *prober) run(ctx context.Context) {
 func withAnswers(before, now []Probe) []Probe {
 	kept := slices.Clone(now)
 	for _, b := range before {
-		stopped := slices.ContainsFunc(now, func(n Probe) bool {
-			return n.Path == b.Path && n.Family == b.Family && n.Result != probe.Error
-		})
-		if b.Result == probe.Answered && !stopped {
+		known := slices.ContainsFunc(now, func(n Probe) bool { return n.isOf(b) && n.Result != probe.Error })
+		if b.Result == probe.Answered && !known {
 			kept = append(kept, b)
 		}
 	}
@@ -89,11 +85,7 @@ func withAnswers(before, now []Probe) []Probe {
 // report logs each result that is not that of the time before.
 func (p *prober) report(before, now []Probe) {
 	for _, r := range now {
-		same := false
-		for _, b := range before {
-			same = same || b.Path == r.Path && b.Family == r.Family && b.Result == r.Result
-		}
-		if same {
+		if slices.ContainsFunc(before, func(b Probe) bool { return b.isOf(r) && b.Result == r.Result }) {
 			continue
 		}
 		log := p.log.With("path", r.Path, "family", r.Family)

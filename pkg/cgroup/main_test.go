@@ -32,17 +32,10 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testnode.Make(t)
 	w := &world{Node: n, t: t, layers: map[imds.Family]*Layer{}}
-	t.Cleanup(func() {
-		w.letGo()
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(w.letGo)
+	var err error
 	if w.pod, err = n.AddPod("eni0123456789a"); err != nil {
 		t.Fatal(err)
 	}

@@ -21,16 +21,16 @@ var podName = regexp.MustCompile(`^(?:.*-)?pod([0-9a-f]{8}[-_]?[0-9a-f]{4}[-_]?[
 // they are.
 func Pods(directory string) (ids map[string]uint64, owners map[uint64]string, err error) {
 	ids, owners = map[string]uint64{}, map[uint64]string{}
-	err = walk(directory, deepest, func(path string, id uint64) bool {
-		if uid := podOf(filepath.Base(path)); uid != "" {
-			ids[uid], owners[id] = id, uid
-			return true
+	at := map[string]string{} // the owners, by path: a cgroup comes after the one that it is in
+	err = walk(directory, func(path string, id uint64) bool {
+		uid := podOf(filepath.Base(path))
+		if uid != "" {
+			ids[uid] = id
+		} else {
+			uid = at[filepath.Dir(path)]
 		}
-		for path = filepath.Dir(path); path != directory; path = filepath.Dir(path) {
-			if uid := podOf(filepath.Base(path)); uid != "" {
-				owners[id] = uid
-				break
-			}
+		if uid != "" {
+			owners[id], at[path] = uid, uid
 		}
 		return true
 	})
@@ -49,8 +49,9 @@ func podOf(name string) (uid string) {
 
 var errEnough = errors.New("found")
 
-// walk visits the cgroups below a directory, to a depth, each with its id, until visit says that it is enough.
-func walk(directory string, depth int, visit func(path string, id uint64) (goOn bool)) error {
+// walk visits the cgroups below a directory, to the deepest level at which pods are looked for, each with its id, until visit says that
+// it is enough.
+func walk(directory string, visit func(path string, id uint64) (goOn bool)) error {
 	err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && path != directory { // it has gone meanwhile
 			return nil
@@ -65,7 +66,7 @@ func walk(directory string, depth int, visit func(path string, id uint64) (goOn 
 		if !visit(path, is.Sys().(*syscall.Stat_t).Ino) {
 			return errEnough
 		}
-		if below, _ := filepath.Rel(directory, path); strings.Count(below, "/")+1 >= depth {
+		if below, _ := filepath.Rel(directory, path); strings.Count(below, "/")+1 >= deepest {
 			return fs.SkipDir
 		}
 		return nil

@@ -12,21 +12,6 @@ import (
 
 func byName(a, b Interface) int { return strings.Compare(a.Name+a.Kind, b.Name+b.Kind) }
 
-// newNode makes a node that is closed when the test ends.
-func newNode(t *testing.T) *testnode.Node {
-	t.Helper()
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return n
-}
-
 // sh runs a script on the node.
 func sh(t *testing.T, n *testnode.Node, script string) {
 	t.Helper()
@@ -57,7 +42,7 @@ type podsCase struct {
 
 func (c podsCase) run(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := testnode.Make(t)
 	sh(t, n, "ip netns add pod\n"+c.script)
 	if got := sorted(list(t, n).Interfaces); !slices.Equal(got, c.want) {
 		t.Errorf("pod-side are %q, want %q", got, c.want)

@@ -33,7 +33,7 @@ func TestTunnelIsAWayIn(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			n := newNode(t)
+			n := testnode.Make(t)
 			pod, err := n.AddPod("eni0123456789a")
 			if err != nil {
 				t.Fatal(err)

@@ -72,7 +72,7 @@ func hasPod(name string) func(Picture) bool {
 // The watch lists at once, wakes for a new interface and a new tunnel, and ends with its context.
 func TestWatch(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := testnode.Make(t)
 	w := watch(t, n, func(err error) { t.Errorf("lost: %v", err) }, func(run func()) { run() })
 	w.until(t, "the node is listed", func(p Picture) bool { return p.Err == nil && len(p.Interfaces)+len(p.Tunnels) == 0 })
 	if _, err := n.AddPod("eni0123456789a"); err != nil {
@@ -88,7 +88,7 @@ func TestWatch(t *testing.T) {
 // Without CAP_NET_ADMIN no subscription gets its buffer. The interfaces are listed all the same, again and again.
 func TestWatchWithoutASubscription(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := testnode.Make(t)
 	lost := make(chan error, 1000)
 	w := watch(t, n, func(err error) { lost <- err }, func(run func()) {
 		runtime.LockOSThread()

@@ -17,15 +17,7 @@ import (
 
 func newNode(t *testing.T) (n *testnode.Node, sh func(format string, args ...any) string) {
 	t.Helper()
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n = testnode.Make(t)
 	return n, func(format string, args ...any) string {
 		t.Helper()
 		out, err := n.Command(context.Background(), "sh", "-ec", fmt.Sprintf(format, args...)).CombinedOutput()

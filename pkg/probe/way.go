@@ -83,25 +83,22 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	return w, nil
 }
 
-// likePods gives an interface the settings of those that pods are behind, if its own differ: whatever new ones get by default, the
+// likePods gives an interface the setting of those that pods are behind, if its own differs: whatever new ones get by default, the
 // node forwards, as was seen. It is an error if that can't be changed.
 func likePods(name string, source netip.Addr) error {
-	settings := map[string]string{"ipv4/conf/" + name + "/forwarding": "1"}
+	setting, want := "/proc/sys/net/ipv4/conf/"+name+"/forwarding", "1"
 	if source.Is6() {
-		settings = map[string]string{"ipv6/conf/" + name + "/disable_ipv6": "0"}
+		setting, want = "/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", "0"
 	}
-	for setting, want := range settings {
-		path := "/proc/sys/net/" + setting
-		value, err := os.ReadFile(path)
-		if err != nil {
-			return fmt.Errorf("reading a setting of %s: %w", name, err)
-		}
-		if strings.TrimSpace(string(value)) == want {
-			continue
-		}
-		if err := os.WriteFile(path, []byte(want), 0); err != nil {
-			return fmt.Errorf("making %s like the pods' interfaces: %w", name, err)
-		}
+	value, err := os.ReadFile(setting)
+	if err != nil {
+		return fmt.Errorf("reading a setting of %s: %w", name, err)
+	}
+	if strings.TrimSpace(string(value)) == want {
+		return nil
+	}
+	if err := os.WriteFile(setting, []byte(want), 0); err != nil {
+		return fmt.Errorf("making %s like the pods' interfaces: %w", name, err)
 	}
 	return nil
 }

@@ -31,17 +31,11 @@ var podLinks = []string{"eni0123456789a", "vlan0123456789", "veth01234567"}
 
 func keep(t *testing.T) *kept {
 	t.Helper()
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testnode.Make(t)
 	k := &kept{Node: n, t: t, layers: map[imds.Family]*Layer{}}
 	t.Cleanup(func() {
 		for _, l := range k.layers {
 			l.kernel.(*node).close()
-		}
-		if err := n.Close(); err != nil {
-			t.Error(err)
 		}
 	})
 	for _, name := range podLinks {

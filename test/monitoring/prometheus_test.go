@@ -126,15 +126,7 @@ func start(t *testing.T) prometheus {
 	writeCertificate(t, dir)
 	writeFile(t, filepath.Join(dir, "web.yaml"), webConfig)
 	writeFile(t, filepath.Join(dir, "prometheus.yaml"), fmt.Sprintf(config, dir, rules))
-	n, err := testnode.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := testnode.Make(t)
 	if _, err := n.AddPod("eni0123456789a"); err != nil {
 		t.Fatal(err)
 	}
