@@ -37,8 +37,8 @@ e2e: bin/helm ## every test on a real Kubernetes node, which is built first: 12 
 	test/e2e/node/images.sh
 	E2E_FIGURES=$(abspath $(FIGURES)) go test $(e2e_flags) -count=1 -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
-build: ## bin/imds-guard, static
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/imds-guard ./cmd/imds-guard
+build: ## bin/imds-guard, static, and the kubectl plugin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/imds-guard ./cmd/kubectl-imds_guard
 
 bench: build ## measure, print a table, write docs/benchmarks.md (about ten minutes)
 	@hack/packages iptables nftables iproute2

@@ -1,0 +1,48 @@
+// Command kubectl-imds_guard is the kubectl plugin `kubectl imds-guard`: it asks the agents of all nodes and puts together what
+// they say. This file only parses and wires.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imds-guard/imds-guard/internal/command"
+	"github.com/imds-guard/imds-guard/pkg/report"
+)
+
+// Set by the linker (-X main.version=…).
+var (
+	version = "dev"
+	commit  = "unknown"
+)
+
+func main() {
+	ctx, _ := command.Interruptible()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the program. An error may come from a server or a node, and goes to a terminal.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	return command.Run(ctx, newRoot(), args, stdout, stderr, report.Printable)
+}
+
+// complain says what is no reason to end.
+func complain(cmd *cobra.Command, err error) {
+	command.Complain(cmd.ErrOrStderr(), cmd.Root(), err, report.Printable)
+}
+
+func newRoot() *cobra.Command {
+	root := command.Root("kubectl-imds_guard", "Who asks for the EC2 instance metadata service, on all nodes of a cluster",
+		"Asks the imds-guard agents of all nodes, by running `imds-guard report` in their pods, and puts together what they\n"+
+			"say. It needs the right to list pods and to create pods/exec in the agent's namespace; and to list nodes, to notice\n"+
+			"those without an agent.", "report")
+	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl imds-guard"}
+	c := newCluster()
+	c.addTo(root.PersistentFlags())
+	root.AddCommand(newReport(c), newStatus(c),
+		command.Version(version, commit, "Version, commit, Go version, platform of this plugin; `status` has those of the agents"))
+	return root
+}

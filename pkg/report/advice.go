@@ -1,0 +1,73 @@
+// What to do about a workload.
+
+package report
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/imds-guard/imds-guard/pkg/request"
+)
+
+// remedies say what to do about each kind of document, the most important first. One that is in no row is dealt with as
+// request.Other.
+var remedies = []struct{ document, do string }{
+	{request.Credentials, "Give its service account a role by EKS Pod Identity or IRSA: it uses that of the node."},
+	{request.UserData, "Move what it needs of the user data into a Secret or a ConfigMap: pods should not read user data."},
+	{request.Identity, "Pass it the region, the account and the instance as environment variables; " +
+		"the node's name can come by the downward API."},
+	{request.Network, "Pass it the pod's and the node's address by the downward API, and the VPC by its settings."},
+	{request.Placement, "Set AWS_REGION, and, if an AWS SDK asks, AWS_EC2_METADATA_DISABLED=true."},
+	{request.Other, "Look up in its documentation how to tell it about the instance, or how to turn that question off."},
+	{request.Token, "It asked for a token and then for nothing else. " + usually},
+}
+
+const (
+	usually = "Usually that is an SDK that looks for credentials or a region: give its service account a role, " +
+		"or set AWS_EC2_METADATA_DISABLED=true and AWS_REGION."
+	unseenBlocked = "A socket that is refused sends nothing, so what it wants is not known; --mode=audit shows it. "
+	unseenAudited = "What it asked for was not seen. "
+	letThrough    = " If it must reach the endpoint, name its namespace in --host-network-namespaces."
+)
+
+// importance is where a kind of document stands, 0 for the most important.
+func importance(document string) int {
+	row := func(document string) int {
+		return slices.IndexFunc(remedies, func(r struct{ document, do string }) bool { return r.document == document })
+	}
+	if i := row(document); i >= 0 {
+		return i
+	}
+	return row(request.Other)
+}
+
+// Advice is what to do so that the workload needs the endpoint no more: a sentence for each kind of document that it asked for,
+// the most important first.
+func (w Workload) Advice() string {
+	asked := make([]bool, len(remedies))
+	for _, r := range w.Requests {
+		asked[importance(r.Document)] = true
+	}
+	var advice []string
+	for i, r := range remedies {
+		switch {
+		case !asked[i]:
+		case r.document == request.Token && len(advice) > 0: // each request of IMDSv2 begins with one
+		case r.document == request.Placement && asked[importance(request.Credentials)]: // the role brings AWS_REGION with it
+		default:
+			advice = append(advice, r.do)
+		}
+	}
+	text := strings.Join(advice, " ")
+	switch {
+	case text != "":
+	case w.Audited > 0:
+		text = unseenAudited + usually
+	default:
+		text = unseenBlocked + usually
+	}
+	if w.HostNetwork {
+		text += letThrough
+	}
+	return text
+}

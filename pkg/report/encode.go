@@ -1,0 +1,55 @@
+// Reports as JSON and YAML. Both may be looked at on a terminal, and have text in them that pods have chosen.
+
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"sigs.k8s.io/yaml"
+)
+
+// WriteJSON writes a Node, or what holds some. What json leaves as it is, and a terminal might obey, becomes an escape of JSON's
+// own.
+func WriteJSON(w io.Writer, value any) error {
+	text, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(escape(text, strconv.IsPrint), '\n'))
+	return err
+}
+
+// WriteYAML writes the same as YAML. The library reads JSON as if it were YAML: it refuses control characters that JSON allows, and
+// doesn't know JSON's pairs of escapes.
+func WriteYAML(w io.Writer, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	text, err = yaml.JSONToYAML(escape(text, func(r rune) bool { return r > 0xffff || strconv.IsPrint(r) }))
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}
+
+// escape writes all runes of a JSON text that are not to be kept as escapes. They are in strings, since JSON has none elsewhere.
+func escape(text []byte, keep func(rune) bool) []byte {
+	var out []byte
+	for _, r := range string(text) {
+		if r == '\n' || keep(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, half := range utf16.Encode([]rune{r}) {
+			out = fmt.Appendf(out, `\u%04x`, half)
+		}
+	}
+	return out
+}
