@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imds-guard/imds-guard/internal/command"
 	"github.com/imds-guard/imds-guard/pkg/agent"
 	"github.com/imds-guard/imds-guard/pkg/config"
 )
@@ -48,7 +49,7 @@ func newCheck() *cobra.Command {
 			}
 			verdict := found.Verdict()
 			if errors.Is(verdict, agent.ErrNotProtected) {
-				return failed(verdict)
+				return command.Fail(verdict)
 			}
 			return verdict
 		},

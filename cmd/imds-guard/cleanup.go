@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imds-guard/imds-guard/internal/command"
 	"github.com/imds-guard/imds-guard/pkg/agent"
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/config"
@@ -38,28 +39,28 @@ func newCleanup() *cobra.Command {
 				return err
 			}
 			if why := agent.OutsideNode(); why != "" {
-				return failed(errors.New("nothing was removed: " + why))
+				return command.Fail(errors.New("nothing was removed: " + why))
 			}
 			record, err := rules.NewRecord(rules.RecordDir)
 			if err != nil {
-				return failed(err)
+				return command.Fail(err)
 			}
 			if err := record.MarkCleaning(); err != nil {
-				return failed(err)
+				return command.Fail(err)
 			}
 			recorded, err := record.Patterns()
 			if err != nil {
-				return failed(err)
+				return command.Fail(err)
 			}
 			removed, err := remove(cmd.OutOrStdout(), append(c.Interfaces, recorded...))
 			if err != nil {
-				return failed(err)
+				return command.Fail(err)
 			}
 			if !removed {
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing to remove")
 			}
-			if err := record.Forget(); err != nil {
-				return failed(err)
+			if err := errors.Join(record.Forget(), record.ForgetAttempts()); err != nil {
+				return command.Fail(err)
 			}
 			return nil
 		},

@@ -12,6 +12,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -29,14 +30,14 @@ func newRules() *cobra.Command {
 			}
 			for _, f := range imds.Families {
 				fmt.Fprintf(cmd.OutOrStdout(), "# %s\n", f)
-				if slices.Contains(c.Layers, rules.LayerName) {
+				if slices.Contains(c.Layers, rules.LayerName) && c.Mode == policy.Enforce {
 					fmt.Fprint(cmd.OutOrStdout(), rules.Format(rules.Desired(f, c.Policy())))
 				}
-				if slices.Contains(c.Layers, route.LayerName) {
+				if slices.Contains(c.Layers, route.LayerName) && c.Mode == policy.Enforce {
 					fmt.Fprintf(cmd.OutOrStdout(), "# %s\n", strings.Join(route.Commands(f), "\n# "))
 				}
 				if slices.Contains(c.Layers, cgroup.LayerName) {
-					fmt.Fprintf(cmd.OutOrStdout(), "# BPF programs at the pods' cgroup: %s\n", strings.Join(cgroup.Hooks(f), ", "))
+					fmt.Fprintf(cmd.OutOrStdout(), "# BPF programs at the pods' cgroup: %s\n", strings.Join(cgroup.Hooks(f, c.Mode == policy.AuditOnly), ", "))
 				}
 			}
 			return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/imds-guard/imds-guard/internal/command"
 	"github.com/imds-guard/imds-guard/pkg/agent"
 	"github.com/imds-guard/imds-guard/pkg/asynclog"
 	"github.com/imds-guard/imds-guard/pkg/config"
@@ -30,7 +31,7 @@ func newRun() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := limits.Prepare(); err != nil {
-				return failed(err)
+				return command.Fail(err)
 			}
 			c, err := options.Load()
 			if err != nil {
@@ -46,7 +47,7 @@ func newRun() *cobra.Command {
 			stderr := asynclog.New(os.Stderr)
 			defer stderr.Close(time.Second)
 			if err := agent.Run(cmd.Context(), c, agent.Build{Version: version, Commit: commit}, newLogger(c, stderr)); err != nil {
-				return failed(err)
+				return command.Fail(err)
 			}
 			return nil
 		},

@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -117,7 +119,8 @@ func (n *Node) inCgroup(cmd *exec.Cmd, cgroup string) (io.Closer, error) {
 
 // SocketCalls makes socket calls as a process of a container of a pod, in a network namespace: each "HOW ADDRESS:PORT", where
 // HOW is tcp, udp, udp-sendto, fastopen or mptcp. It returns what came of each: "sent", or the error's name, such as EPERM. With
-// timed-connect and timed-send it makes TimedCalls of UDP, and returns how long one takes, in nanoseconds: "123ns".
+// timed-connect and timed-send it makes TimedCalls of UDP, and returns how long one takes, in nanoseconds: "123ns". "get URL" and
+// "get CLIENT@URL" is an HTTP request, and returns the status, or EPERM.
 // The program that calls it has to begin with [RunSocketCalls].
 func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, err error) {
 	return n.SocketCallsBy(containerCgroup, in, calls...)
@@ -125,6 +128,24 @@ func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, er
 
 // SocketCallsBy is SocketCalls by a process in that cgroup below the pods'.
 func (n *Node) SocketCallsBy(cgroup string, in *Namespace, calls ...string) (results []string, err error) {
+	return n.SocketCallsAs(Caller{Cgroup: cgroup}, in, calls...)
+}
+
+// Caller is a process that makes socket calls.
+type Caller struct {
+	// Cgroup is below the pods'.
+	Cgroup string
+	// OwnNamespace: it has a cgroup namespace of its own.
+	OwnNamespace bool
+	// Passed is a socket for it: a call "passed ADDRESS:PORT" connects that one. Or it is one to pass sockets by: a call "pass
+	// ADDRESS:PORT" makes one that could be connected there, and sends it.
+	Passed *os.File
+}
+
+const passedFD = 3
+
+// SocketCallsAs is SocketCalls by another process.
+func (n *Node) SocketCallsAs(by Caller, in *Namespace, calls ...string) (results []string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
@@ -136,11 +157,17 @@ func (n *Node) SocketCallsBy(cgroup string, in *Namespace, calls ...string) (res
 	cmd := in.Command(context.Background(), self)
 	// With the race detector a process that ends sleeps for a second first.
 	cmd.Env = append(os.Environ(), callsEnv+"="+string(list), "GORACE=atexit_sleep_ms=0")
-	container, err := n.inCgroup(cmd, cgroup)
+	container, err := n.inCgroup(cmd, by.Cgroup)
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
 	}
 	defer container.Close()
+	if by.OwnNamespace {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWCGROUP
+	}
+	if by.Passed != nil {
+		cmd.ExtraFiles = []*os.File{by.Passed}
+	}
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
@@ -172,6 +199,9 @@ func RunSocketCalls() bool {
 
 func socketCall(call string) string {
 	how, to, _ := strings.Cut(call, " ")
+	if how == "get" {
+		return get(to)
+	}
 	address := netip.MustParseAddrPort(to)
 	family := unix.AF_INET
 	var sockaddr unix.Sockaddr
@@ -193,6 +223,10 @@ func socketCall(call string) string {
 	}
 	defer unix.Close(fd)
 	switch how {
+	case "pass":
+		err = unix.Sendmsg(passedFD, []byte("x"), unix.UnixRights(fd), nil, 0)
+	case "passed":
+		err = unix.Connect(passedFD, sockaddr)
 	case "timed-connect":
 		return timed(func() { _ = unix.Connect(fd, sockaddr) })
 	case "timed-send":
@@ -210,6 +244,29 @@ func socketCall(call string) string {
 		return "sent"
 	}
 	return unix.ErrnoName(err.(unix.Errno))
+}
+
+// get makes an HTTP request, of a client with the name that is before an @, if there is one.
+func get(url string) string {
+	agent, rest, named := strings.Cut(url, "@")
+	if !named {
+		agent, rest = "", url
+	}
+	r, err := http.NewRequest(http.MethodGet, rest, nil)
+	if err != nil {
+		return "request:" + strings.ReplaceAll(err.Error(), " ", "-")
+	}
+	r.Header.Set("User-Agent", agent)
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
+	answer, err := client.Do(r)
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return "EPERM"
+	case err != nil:
+		return "request:" + strings.ReplaceAll(err.Error(), " ", "-")
+	}
+	defer answer.Body.Close()
+	return strconv.Itoa(answer.StatusCode)
 }
 
 func timed(call func()) string {

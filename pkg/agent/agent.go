@@ -21,6 +21,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 	"github.com/imds-guard/imds-guard/pkg/node"
 	"github.com/imds-guard/imds-guard/pkg/pods"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -44,7 +45,9 @@ type agent struct {
 	datapath  *datapath.Watch
 	prober    prober
 	hosts     *hosts
+	asking    *asking     // nil if nobody is to be named
 	pods      *pods.Watch // nil if nobody is asked for the pods
+	version   string
 	observer  *observer
 	cluster   *cluster
 	started   time.Time
@@ -96,9 +99,9 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	a := &agent{
-		config: c, log: log, record: record, selector: selector, started: time.Now(),
+		config: c, log: log, record: record, selector: selector, started: time.Now(), version: b.Version,
 		elsewhere: OutsideNode(),
-		metrics:   metrics.New(b.Version, b.Commit, described(layers), node.Operations),
+		metrics:   metrics.New(metrics.Build{Version: b.Version, Commit: b.Commit, Mode: string(c.Mode)}, described(layers), node.Operations),
 		nft:       &netfilter.NFTWatch{},
 		observer:  newObserver(),
 		cluster:   newCluster(),
@@ -115,6 +118,12 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	a.hosts = &hosts{
 		mode: c.HostNetwork, namespaces: c.HostNamespaces, resync: c.Resync, log: log, place: a.podsPlace, list: a.listPods,
 		wake: make(chan struct{}, 1),
+	}
+	if c.Attribution && slices.Contains(c.Layers, cgroup.LayerName) {
+		a.asking = newAsking(record.Attempts(), log)
+		a.asking.auditOnly, a.asking.resync, a.asking.list = c.Mode == policy.AuditOnly, c.Resync, a.knownPods
+		a.asking.owners, a.asking.events = newOwners(a.podsPlace), a.cluster.recorder
+		a.metrics.Attempts(a.asking.ledger.Series)
 	}
 	a.datapath = datapath.NewWatch(c.Resync, a.bypassesChanged)
 	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.linksChanged, Lost: a.lost(metrics.WatcherInterfaces)}
@@ -137,7 +146,18 @@ func (a *agent) parts() []func(context.Context) {
 		parts = append(parts, a.cluster.reporter.Run)
 	}
 	if a.elsewhere == "" {
-		parts = append(parts, a.observe, a.links.Run, a.remember, a.prober.run)
+		parts = append(parts, a.observe, a.links.Run, a.remember, answers{a.record.Socket(), a.report, a.log}.run)
+		if a.config.Mode == policy.AuditOnly {
+			parts = append(parts, a.letGo)
+		} else {
+			parts = append(parts, a.prober.run)
+		}
+		if a.asking != nil {
+			parts = append(parts, a.asking.run, a.asking.follow)
+			if a.config.Mode == policy.AuditOnly {
+				parts = append(parts, a.asking.look)
+			}
+		}
 		if slices.Contains(a.config.Layers, cgroup.LayerName) {
 			parts = append(parts, a.hosts.run)
 		}
@@ -147,7 +167,7 @@ func (a *agent) parts() []func(context.Context) {
 		if a.selector != nil {
 			parts = append(parts, a.nft.Run, a.legacy.Run)
 		}
-		if slices.Contains(a.config.Layers, route.LayerName) {
+		if slices.Contains(a.config.Layers, route.LayerName) && a.config.Mode == policy.Enforce {
 			w := route.Watch{Wake: a.wakeLayer(route.LayerName), Lost: a.lost(metrics.WatcherRoute)}
 			parts = append(parts, w.Run)
 		}
@@ -165,7 +185,7 @@ func (a *agent) status() guard.Status {
 		for i := range s.Layers {
 			s.Layers[i].Reading = layer.Reading{State: layer.Unknown, Detail: a.elsewhere}
 		}
-		s = guard.Judge(s.Layers, guard.Evidence{})
+		s = guard.Judge(s.Layers, guard.Evidence{Auditing: s.Auditing})
 	}
 	return s
 }
@@ -174,6 +194,7 @@ func (a *agent) status() guard.Status {
 func (a *agent) evidence() guard.Evidence {
 	e, found := a.prober.evidence(), a.datapath.Found()
 	e.Bypasses, e.Unsearched, e.Unlisted = found.Ways, found.Err, a.hosts.unlisted()
+	e.Auditing = a.config.Mode == policy.AuditOnly
 	return e
 }
 
@@ -191,6 +212,22 @@ func (a *agent) podsPlace() string {
 func (a *agent) listPods() (all []pods.Pod, known bool) {
 	if a.pods != nil {
 		return a.pods.List()
+	}
+	return nil, !UsesAPI(a.config)
+}
+
+// podsChanged has what depends on the node's pods looked at.
+func (a *agent) podsChanged() {
+	a.hosts.Wake()
+	if a.asking != nil {
+		a.asking.Wake()
+	}
+}
+
+// knownPods lists the node's pods, and those that were there lately.
+func (a *agent) knownPods() (all []pods.Pod, known bool) {
+	if a.pods != nil {
+		return a.pods.Known()
 	}
 	return nil, !UsesAPI(a.config)
 }

@@ -45,7 +45,7 @@ func TestHealthy(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	hang := make(chan struct{})
 	g := guard.New(guard.Config{
-		Resync: resync, Log: log, Recorder: recorder{metrics.New("", "", nil, nil), newCluster(), func(layer.ID) {}},
+		Resync: resync, Log: log, Recorder: recorder{metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, nil, nil), newCluster(), func(layer.ID) {}},
 		Layers: []guard.Layer{
 			stillLayer{id: layer.ID{Name: "a", Family: imds.IPv4}, state: layer.Missing},
 			stillLayer{id: layer.ID{Name: "b", Family: imds.IPv4}, state: layer.Enforced, hang: hang},
@@ -215,7 +215,7 @@ func TestLayersOfOneFamily(t *testing.T) {
 		{ID: layer.ID{Name: "a", Family: imds.IPv4}, States: layer.States()},
 		{ID: layer.ID{Name: "b", Family: imds.IPv4}, States: rules.States},
 	}
-	m := metrics.New("", "", layers, nil)
+	m := metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, layers, nil)
 	m.Status = func() guard.Status {
 		return guard.Status{Layers: []guard.LayerStatus{
 			{ID: layers[0].ID, Reading: layer.Reading{State: layer.Enforced}},
@@ -241,7 +241,7 @@ func TestLayersOfOneFamily(t *testing.T) {
 // An error that is no command's is not counted as one.
 func TestOnlyCommandsAreCounted(t *testing.T) {
 	id := layer.ID{Name: rules.LayerName, Family: imds.IPv4}
-	m := metrics.New("", "", []metrics.Layer{{ID: id, States: rules.States}}, nil)
+	m := metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, []metrics.Layer{{ID: id, States: rules.States}}, nil)
 	m.Status = func() guard.Status { return guard.Status{} }
 	counted := func() (sum float64) {
 		families, err := m.Registry.Gather()

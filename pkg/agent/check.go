@@ -15,6 +15,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/ifwatch"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
@@ -88,7 +89,7 @@ func NewCheck(ctx context.Context, c config.Config, toProbe bool) (Check, error)
 		}
 		return read
 	}
-	if toProbe {
+	if toProbe && c.Mode == policy.Enforce {
 		check.Probes = probes{patterns: c.Interfaces, look: look}.all(ctx)
 	}
 	read := look(ctx)
@@ -96,6 +97,7 @@ func NewCheck(ctx context.Context, c config.Config, toProbe bool) (Check, error)
 		check.Families = append(check.Families, CheckFamily{l.Family, l.Name, l.State, l.Detail, append([]string{}, l.Rules...)})
 	}
 	evidence := probesEvidence(check.Probes)
+	evidence.Auditing = c.Mode == policy.AuditOnly
 	evidence.Bypasses, evidence.Unsearched = datapath.List()
 	check.Bypasses = append([]string{}, evidence.Bypasses...)
 	check.status = guard.Judge(read, evidence)

@@ -66,13 +66,20 @@ func (a *agent) connect(ctx context.Context, b Build) {
 		return
 	}
 	client, events := node.Connect(ctx, api, c.NodeName)
-	if c.HostNetwork != policy.Allow {
-		a.pods = pods.New(api, c.NodeName, a.hosts.Wake)
+	if c.HostNetwork != policy.Allow || a.asking != nil {
+		a.pods = pods.New(api, c.NodeName, a.podsChanged)
 	}
 	a.cluster.reporter = node.New(client, a.known, a.log)
 	a.cluster.mu.Lock()
 	defer a.cluster.mu.Unlock()
 	a.cluster.events = events
+}
+
+// recorder is who is told of events, nil if nobody is.
+func (c *cluster) recorder() *node.Events {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.events
 }
 
 // known is what the reporter may say of the node now.

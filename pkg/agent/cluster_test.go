@@ -100,7 +100,7 @@ func TestRecorderTellsTheCluster(t *testing.T) {
 		s := &sink{}
 		c := newCluster()
 		c.events = s.connect(t)
-		m := metrics.New("", "", nil, nil)
+		m := metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, nil, nil)
 		r := recorder{m, c, func(layer.ID) {}}
 		contended := func(id layer.ID, on bool) func() {
 			return func() {
@@ -158,7 +158,7 @@ func TestRecorderTellsTheCluster(t *testing.T) {
 // Where the API is not used, nobody is told, and nothing else differs.
 func TestRecorderWithoutACluster(t *testing.T) {
 	c := newCluster()
-	r := recorder{metrics.New("", "", nil, nil), c, func(layer.ID) {}}
+	r := recorder{metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, nil, nil), c, func(layer.ID) {}}
 	r.Drift(first, layer.Missing)
 	r.Repaired(first, true, time.Second)
 	c.looked(guard.Status{Layers: []guard.LayerStatus{{ID: first, Contended: true}}})
@@ -259,7 +259,7 @@ func TestConnect(t *testing.T) {
 			Kubeconfig: file(strings.Replace(kubeconfig, "SERVER", "https://127.0.0.1:1", 1))}, true, ""},
 	} {
 		var log bytes.Buffer
-		a := &agent{config: c.config, cluster: newCluster(), metrics: metrics.New("", "", nil, nil), log: slog.New(slog.NewTextHandler(&log, nil))}
+		a := &agent{config: c.config, cluster: newCluster(), metrics: metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, nil, nil), log: slog.New(slog.NewTextHandler(&log, nil))}
 		a.connect(t.Context(), Build{Version: "v1"})
 		if (a.cluster.reporter != nil) != c.connected || (a.cluster.events != nil) != c.connected {
 			t.Errorf("%s: %+v", c.name, a.cluster)
@@ -295,7 +295,7 @@ func TestLogOfTheLibraries(t *testing.T) {
 // guardOf is a guard that has looked once at layers in these states.
 func guardOf(t *testing.T, states ...layer.State) *guard.Guard {
 	t.Helper()
-	c := guard.Config{Resync: time.Minute, Log: slog.New(slog.DiscardHandler), Recorder: recorder{metrics.New("", "", nil, nil), newCluster(), func(layer.ID) {}}}
+	c := guard.Config{Resync: time.Minute, Log: slog.New(slog.DiscardHandler), Recorder: recorder{metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, nil, nil), newCluster(), func(layer.ID) {}}}
 	for i, s := range states {
 		c.Layers = append(c.Layers, stillLayer{id: layer.ID{Name: "fake", Family: imds.Families[i]}, state: s})
 	}

@@ -29,10 +29,10 @@ func (a *agent) healthy() error {
 	return nil
 }
 
-// ready says why the node is not known to be protected, or nil.
+// ready says why the node is not known to be protected, or nil. In audit mode it is not meant to be: a rollout of that has to go on.
 func (a *agent) ready() error {
 	s := a.status()
-	if s.Protected {
+	if s.Protected || s.Auditing && a.elsewhere == "" {
 		return nil
 	}
 	var reasons []string

@@ -1,14 +1,12 @@
-// Pods in the node's network: who of them is let through, and who is not and asks all the same.
+// Pods in the node's network: who of them is let through.
 
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -18,14 +16,12 @@ import (
 )
 
 const (
-	// hostsPeriod is how often to look who has asked: a container that has may end soon.
+	// hostsPeriod is how often to write the list, whether or not anybody says that a pod has come or gone.
 	hostsPeriod = time.Second
 	// hostsPause is after what time to look again for a cgroup that is not there yet, for hostsPatience. A pod that is let through must
 	// not wait for long; one without a cgroup after that has other troubles.
 	hostsPause    = 100 * time.Millisecond
 	hostsPatience = time.Minute
-	// mostNamed bounds the memory of who was named.
-	mostNamed = 1000
 )
 
 // hosts keeps the list of pods in the node's network that are let through. run owns everything but what mu guards; Wake and
@@ -42,10 +38,6 @@ type hosts struct {
 	wake chan struct{}
 
 	since map[string]time.Time // by UID: since when a pod has been without a cgroup
-	asked map[uint64]uint64    // by cgroup: what was counted the last time; nil before the first
-	// owners are all cgroups and whose they are, and before the same of the time before: a container may have asked and ended.
-	owners, before map[uint64]string
-	named          map[string]bool // who was named in the log: by UID, or by the number of a cgroup that is no known pod's
 
 	mu      sync.Mutex
 	trouble error // why the list is not kept, nil if it is
@@ -71,7 +63,7 @@ func (h *hosts) run(ctx context.Context) {
 	h.mu.Lock()
 	h.begun = time.Now()
 	h.mu.Unlock()
-	h.since, h.named = map[string]time.Time{}, map[string]bool{}
+	h.since = map[string]time.Time{}
 	var logged error
 	for {
 		again := min(h.resync, hostsPeriod)
@@ -79,7 +71,7 @@ func (h *hosts) run(ctx context.Context) {
 		h.mu.Lock()
 		h.trouble = err
 		h.mu.Unlock()
-		early := errors.Is(err, errNotListed) || errors.Is(err, cgroup.ErrNoHostMaps) // as it is at every start
+		early := errors.Is(err, errNotListed) || errors.Is(err, cgroup.ErrNoMaps) // as it is at every start
 		if pending || early && time.Since(h.begun) < hostsPatience {
 			again = min(again, hostsPause)
 		}
@@ -111,17 +103,16 @@ func (h *hosts) unlisted() error {
 	return h.trouble
 }
 
-// keep writes the list, and names who asks without being in it. pending: a pod that is to be let through has no cgroup yet.
+// keep writes the list. pending: a pod that is to be let through has no cgroup yet.
 func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	place := h.place()
 	if place == "" {
-		return false, cgroup.ErrNoHostMaps
+		return false, cgroup.ErrNoMaps
 	}
-	ids, owners, err := cgroup.Pods(place)
+	ids, _, err := cgroup.Pods(place)
 	if err != nil {
 		return false, err
 	}
-	h.before, h.owners = h.owners, owners
 	all, known := h.list()
 	if !known { // then the list that an agent before this one has left is in force, if there is one
 		if listed, err := cgroup.HostsListed(); err != nil {
@@ -129,7 +120,7 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 		} else if !listed {
 			return false, errNotListed
 		}
-		return false, h.name(nil)
+		return false, nil
 	}
 	var allowed []uint64
 	since := map[string]time.Time{}
@@ -148,45 +139,5 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 		pending = pending || now.Sub(since[p.UID]) < hostsPatience
 	}
 	h.since = since
-	if err := cgroup.AllowHosts(allowed); err != nil {
-		return pending, err
-	}
-	return pending, h.name(all)
-}
-
-// name logs who has asked since the last time, each pod once. (What was counted before the first time, another agent knew of.)
-func (h *hosts) name(all []pods.Pod) error {
-	asked, err := cgroup.HostsAsked()
-	if err != nil {
-		return err
-	}
-	before := h.asked
-	h.asked = asked
-	if before == nil {
-		return nil
-	}
-	for id, calls := range asked {
-		if before[id] == calls {
-			continue
-		}
-		uid := cmp.Or(h.owners[id], h.before[id])
-		who := cmp.Or(uid, strconv.FormatUint(id, 10))
-		if h.named[who] {
-			continue
-		}
-		if len(h.named) >= mostNamed { // pods come and go
-			clear(h.named)
-		}
-		h.named[who] = true
-		p := pods.Pod{UID: uid}
-		if i := slices.IndexFunc(all, func(p pods.Pod) bool { return p.UID == uid }); i >= 0 {
-			p = all[i]
-		}
-		message := "a pod in the node's network asks for the endpoint, and is refused"
-		if h.mode == policy.Audit {
-			message = "a pod in the node's network asks for the endpoint: with block it would be refused"
-		}
-		h.log.Warn(message, "namespace", p.Namespace, "pod", p.Name, "uid", p.UID, "cgroup", id, "calls", calls)
-	}
-	return nil
+	return pending, cgroup.AllowHosts(allowed)
 }

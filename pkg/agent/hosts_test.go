@@ -30,7 +30,7 @@ func TestUnlisted(t *testing.T) {
 				t.Errorf("%s: at the start: %v", mode, err)
 			}
 			time.Sleep(2 * time.Second)
-			if err := h.unlisted(); errors.Is(err, cgroup.ErrNoHostMaps) != tells {
+			if err := h.unlisted(); errors.Is(err, cgroup.ErrNoMaps) != tells {
 				t.Errorf("%s: after a minute: %v", mode, err)
 			}
 			cancel()

@@ -22,11 +22,15 @@ var states = map[string][]layer.State{
 	rules.LayerName: rules.States, route.LayerName: route.States, cgroup.LayerName: cgroup.States,
 }
 
-// newLayers makes the layers that were asked for, in each family, without touching the node; recorded is the backend that
+// newLayers makes the layers that were asked for, in each family, without touching the node; in audit mode only that which can count and
+// stop nothing. recorded is the backend that
 // an agent on this node was using last. selector is nil if iptables is not among them or can't be had; the latter is an error
 // only if nothing else was asked for.
 func newLayers(c config.Config, recorded rules.Backend) (layers []guard.Layer, selector *rules.Selector, err error) {
 	for _, name := range c.Layers {
+		if c.Mode == policy.AuditOnly && name != cgroup.LayerName {
+			continue
+		}
 		var newLayer func(imds.Family) guard.Layer
 		switch name {
 		case rules.LayerName:

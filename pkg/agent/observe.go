@@ -75,7 +75,7 @@ func (a *agent) reportInterfaces(r *ifwatch.Reporter) (pending bool) {
 	}
 	status := a.status()
 	uncovered := ifwatch.Uncovered(picture.Interfaces, a.config.Interfaces)
-	if a.metrics.Interfaces(coverage(status, len(picture.Interfaces), len(uncovered))); status.AnyInterface {
+	if a.metrics.Interfaces(coverage(status, len(picture.Interfaces), len(uncovered))); status.AnyInterface || status.Auditing {
 		uncovered, picture.Tunnels = nil, nil
 	}
 	named, pending := r.Report(time.Now(), uncovered, ifwatch.Uncovered(picture.Tunnels, a.config.Interfaces))

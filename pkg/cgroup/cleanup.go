@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/cilium/ebpf/link"
 
@@ -17,15 +18,18 @@ import (
 // detached, too: an agent that still runs may hold it.
 func Cleanup(f imds.Family) (removed []string, err error) {
 	var errs []error
-	for _, h := range hooksOf(f) {
+	for _, h := range hooksOf(f, true) {
 		there, err := removeHook(f, h)
 		if there {
 			removed = append(removed, h.name)
 		}
 		errs = append(errs, err)
 	}
-	_, err = remove(counterOf(f))
-	errs = append(errs, err, ForgetHosts())
+	// The last was made by v0.1.0 before it counted all attempts.
+	for _, path := range []string{counterOf(f), attemptsPin(), newsPin(), beginningsPin(), allowedPin(), filepath.Join(pins(), "host-asked")} {
+		_, err := remove(path)
+		errs = append(errs, err)
+	}
 	// The other family's are in it, too.
 	if err := os.Remove(pins()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 		errs = append(errs, err)

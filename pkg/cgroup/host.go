@@ -1,13 +1,10 @@
-// Pods in the node's own network: which are let through, and which have asked.
+// Pods in the node's own network: which are let through.
 
 package cgroup
 
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -20,65 +17,42 @@ import (
 // kubelet's own root adds a few.
 const deepest = 10
 
-// hostCalls is the part of a program for calls from the node's network namespace. It ends in a jump.
+// hostCalls is the part of a program for calls from the node's network namespace. It goes on, with a verdict in R9, for those of pods that
+// are not let through.
 func (w wanted) hostCalls() asm.Instructions {
 	if w.host == policy.Allow {
 		return asm.Instructions{asm.Ja.Label("allow")}
 	}
-	const key, one = -8, -16 // on the stack
 	lookUp := func(m *ebpf.Map) asm.Instructions {
 		return asm.Instructions{
 			asm.Mov.Reg(asm.R2, asm.RFP),
-			asm.Add.Imm(asm.R2, key),
+			asm.Add.Imm(asm.R2, otherKey),
 			asm.LoadMapPtr(asm.R1, m.FD()),
 			asm.FnMapLookupElem.Call(),
 		}
 	}
-	code := asm.Instructions{asm.Mov.Imm(asm.R1, int32(listed)), asm.StoreMem(asm.RFP, key, asm.R1, asm.DWord)}
+	code := asm.Instructions{asm.Mov.Imm(asm.R1, int32(listed)), asm.StoreMem(asm.RFP, otherKey, asm.R1, asm.DWord)}
 	code = append(append(code, lookUp(w.allowed)...), asm.JEq.Imm(asm.R0, 0, "allow"))
 	for level := int32(1); level <= deepest; level++ {
 		code = append(code,
 			asm.Mov.Imm(asm.R1, level),
 			asm.FnGetCurrentAncestorCgroupId.Call(),
 			asm.JEq.Imm(asm.R0, 0, "nobody's"), // its cgroup is not so deep
-			asm.StoreMem(asm.RFP, key, asm.R0, asm.DWord),
+			asm.StoreMem(asm.RFP, otherKey, asm.R0, asm.DWord),
 		)
 		code = append(append(code, lookUp(w.allowed)...), asm.JNE.Imm(asm.R0, 0, "allow"))
 	}
-	code = append(code,
-		asm.FnGetCurrentCgroupId.Call().WithSymbol("nobody's"),
-		asm.StoreMem(asm.RFP, key, asm.R0, asm.DWord),
-	)
-	code = append(append(code, lookUp(w.asked)...),
-		asm.JEq.Imm(asm.R0, 0, "first"),
-		asm.Mov.Imm(asm.R1, 1),
-		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-		asm.Ja.Label("asked"),
-
-		asm.Mov.Imm(asm.R1, 1).WithSymbol("first"),
-		asm.StoreMem(asm.RFP, one, asm.R1, asm.DWord),
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, key),
-		asm.Mov.Reg(asm.R3, asm.RFP),
-		asm.Add.Imm(asm.R3, one),
-		asm.Mov.Imm(asm.R4, 0),
-		asm.LoadMapPtr(asm.R1, w.asked.FD()),
-		asm.FnMapUpdateElem.Call(),
-	)
-	next := "count"
+	verdict := w.verdict()
 	if w.host == policy.Audit {
-		next = "allow"
+		verdict = Audited
 	}
-	return append(code, asm.Ja.Label(next).WithSymbol("asked"))
+	return append(code, asm.Mov.Imm(asm.R9, int32(verdict)).WithSymbol("nobody's"))
 }
-
-// ErrNoHostMaps says that the layer has no maps for pods in the node's network: it has yet to be put in force.
-var ErrNoHostMaps = errors.New("the maps for pods in the node's network are not there yet")
 
 // AllowHosts makes the pods in the node's network with these cgroups, by their ids, those that are let through; from then on others
 // are not. It reads back what it has written.
 func AllowHosts(ids []uint64) error {
-	m, err := openHostMap(allowedPin(), allowedSpec)
+	m, err := openPinned("the list of pods in the node's network", allowedPin(), allowedSpec)
 	if err != nil {
 		return err
 	}
@@ -118,7 +92,7 @@ func AllowHosts(ids []uint64) error {
 
 // HostsListed reports whether it was said which pods in the node's network are let through, since the node has booted.
 func HostsListed() (bool, error) {
-	m, err := openHostMap(allowedPin(), allowedSpec)
+	m, err := openPinned("the list of pods in the node's network", allowedPin(), allowedSpec)
 	if err != nil {
 		return false, err
 	}
@@ -130,27 +104,6 @@ func HostsListed() (bool, error) {
 		return false, fmt.Errorf("reading the list: %w", err)
 	}
 	return true, nil
-}
-
-// HostsAsked returns how many calls each cgroup has made, by its id, that are of no pod that is let through.
-func HostsAsked() (map[uint64]uint64, error) {
-	m, err := openHostMap(askedPin(), askedSpec)
-	if err != nil {
-		return nil, err
-	}
-	defer m.Close()
-	return entries(m)
-}
-
-func openHostMap(path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, ErrNoHostMaps
-	}
-	m, why := openMap("the map", path, spec)
-	if why != "" {
-		return nil, fmt.Errorf("opening %s: %s", filepath.Base(path), why)
-	}
-	return m, nil
 }
 
 func entries(m *ebpf.Map) (map[uint64]uint64, error) {
@@ -166,15 +119,10 @@ func entries(m *ebpf.Map) (map[uint64]uint64, error) {
 	return found, nil
 }
 
-// ForgetHosts removes both maps: where all pods are let through nobody keeps the list, and it would be wrong the next time.
+// ForgetHosts removes the list: where all pods are let through nobody keeps it, and it would be wrong the next time.
 func ForgetHosts() error {
-	var errs []error
-	for _, path := range []string{allowedPin(), askedPin()} {
-		_, err := remove(path)
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("removing the maps for pods in the node's network: %w", err)
+	if _, err := remove(allowedPin()); err != nil {
+		return fmt.Errorf("removing the list of pods in the node's network: %w", err)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ import (
 const LayerName = "cgroup"
 
 // States lists every state of the layer.
-var States = layer.States()
+var States = layer.States(layer.Auditing)
 
 // Layer is the layer of one family. Every look reads all hooks from what is pinned and from the cgroup. Links that were found
 // in force are held open, so that the loss of a pin opens nothing.
@@ -49,14 +49,15 @@ type seen struct {
 	wanted    // without the maps
 	missing   []hook
 	why       []string // of each of them
+	left      []hook   // of another mode
 	unlisted  bool     // nobody has said yet which pods in the node's network are let through
 }
 
 // impossible says why the node can't have the layer.
 type impossible struct{ error }
 
-// Look implements guard.Layer. Of the policy, only what it says of pods in the node's network makes a difference: every other
-// pod's sockets are refused.
+// Look implements guard.Layer. Of the policy, what it says of pods in the node's network makes a difference, and whether anything is to
+// be refused at all: if so, every other pod's sockets are.
 func (l *Layer) Look(p policy.Policy, _ func(why string)) layer.Finding {
 	r := layer.Reading{State: layer.Enforced, SocketsOnly: true}
 	s, err := l.read(p)
@@ -68,12 +69,14 @@ func (l *Layer) Look(p policy.Policy, _ func(why string)) layer.Finding {
 	case err != nil:
 		r.State, r.Detail, r.Err = layer.Unknown, err.Error(), err
 		return layer.Finding{Reading: r}
-	case len(s.missing) > 0:
+	case len(s.missing)+len(s.left) > 0:
 		r.State, r.Detail = layer.Missing, strings.Join(s.why, "; ")
+	case s.auditOnly:
+		r.State = layer.Auditing
 	case s.unlisted:
 		r.Detail = "pods in the node's network are let through: which of them are to be is not known yet"
 	}
-	for _, h := range hooksOf(l.family) {
+	for _, h := range hooksOf(l.family, s.auditOnly) {
 		if !slices.Contains(s.missing, h) {
 			r.Rules = append(r.Rules, fmt.Sprintf("%s at %s", h.name, s.directory))
 		}
@@ -83,15 +86,20 @@ func (l *Layer) Look(p policy.Policy, _ func(why string)) layer.Finding {
 
 // read reads every hook.
 func (l *Layer) read(p policy.Policy) (s seen, err error) {
-	s.family, s.host = l.family, p.HostNetwork()
+	s.family, s.host, s.auditOnly = l.family, p.HostNetwork(), p.AuditOnly()
 	at, err := l.open(&s)
 	if err != nil {
 		return s, err
 	}
 	defer at.Close()
-	m, why := openMaps(l.family, s.host)
+	for _, h := range hooksOf(l.family, true) {
+		if h.watches() && !s.auditOnly && isPinned(l.family, h) {
+			s.left, s.why = append(s.left, h), append(s.why, h.name+": it is of audit mode")
+		}
+	}
+	m, why := openMaps(l.family, s.host, s.auditOnly)
 	if m == nil { // then no program has the right ones, either
-		s.missing, s.why = hooksOf(l.family), []string{why}
+		s.missing, s.why = hooksOf(l.family, s.auditOnly), append(s.why, why)
 		return s, nil
 	}
 	defer m.close()
@@ -104,7 +112,7 @@ func (l *Layer) read(p policy.Policy) (s seen, err error) {
 	}
 	w := s.wanted
 	w.maps = m
-	for _, h := range hooksOf(l.family) {
+	for _, h := range hooksOf(l.family, s.auditOnly) {
 		pinned, why, err := readHook(h, at, w)
 		if err == nil && why == "" {
 			l.hold(h, pinned)
@@ -194,7 +202,7 @@ func (l *Layer) put(s seen) error {
 	}
 	defer at.Close()
 	w := s.wanted
-	if w.maps, err = makeMaps(l.family, s.host); err != nil {
+	if w.maps, err = makeMaps(l.family, s.host, s.auditOnly); err != nil {
 		return err
 	}
 	defer w.close()
@@ -209,6 +217,10 @@ func (l *Layer) put(s seen) error {
 		if put != nil && put != l.held[h] {
 			l.hold(h, put)
 		}
+	}
+	for _, h := range s.left {
+		_, err := removeHook(l.family, h)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -12,7 +12,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
+	"github.com/imds-guard/imds-guard/internal/testnode"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/policy"
@@ -41,7 +43,7 @@ func TestRefused(t *testing.T) {
 		w.must(f, layer.Missing, "the counter is not pinned")
 		w.repair(f)
 		found := w.must(f, layer.Enforced, "")
-		if len(found.Rules) != len(hooksOf(f)) || !found.SocketsOnly || found.Place != w.pods {
+		if len(found.Rules) != len(hooksOf(f, false)) || !found.SocketsOnly || found.Place != w.pods {
 			t.Errorf("%s: read back: %+v", f, found.Reading)
 		}
 		w.mustAll(w.pod.Namespace, f, "EPERM", "with it")
@@ -53,7 +55,7 @@ func TestRefused(t *testing.T) {
 	others := []string{
 		"tcp 169.254.169.253:80", "udp-sendto 169.254.169.123:80", "tcp [fd00:ec2::253]:80", "udp [fd00:ec2::23]:80", "tcp 192.0.2.1:80",
 	}
-	if got := w.try(w.pod.Namespace, others...); slices.ContainsFunc(got, func(s string) bool { return s != "sent" }) {
+	if got := w.try(w.pod.Namespace, others...); slices.ContainsFunc(got, isNot("sent")) {
 		t.Errorf("calls to others: %q", got)
 	}
 }
@@ -65,7 +67,7 @@ func TestLost(t *testing.T) {
 	for _, f := range imds.Families {
 		w.repair(f)
 		w.must(f, layer.Enforced, "")
-		hooks := hooksOf(f)
+		hooks := hooksOf(f, false)
 		first, second := hooks[0], hooks[1]
 		for _, loss := range []struct{ how, detail string }{
 			{"rm " + pinOf(f, first, "link"), first.name + ": no link is pinned"},
@@ -98,7 +100,7 @@ func TestDetached(t *testing.T) {
 	w := newWorld(t)
 	for _, f := range imds.Families {
 		w.repair(f)
-		h := hooksOf(f)[0]
+		h := hooksOf(f, false)[0]
 		err := w.Host().Do(func() error {
 			l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil)
 			if err != nil {
@@ -143,7 +145,7 @@ func TestUpgrade(t *testing.T) {
 	w.repair(f)
 	ids := func() (list []link.ID) {
 		err := w.Host().Do(func() error {
-			for _, h := range hooksOf(f) {
+			for _, h := range hooksOf(f, false) {
 				l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil)
 				if err != nil {
 					return err
@@ -189,10 +191,10 @@ func TestUpgrade(t *testing.T) {
 				return err
 			}
 			defer at.Close()
-			m, _ := openMaps(f, policy.Allow)
+			m, _ := openMaps(f, policy.Allow, false)
 			defer m.close()
-			for _, h := range hooksOf(f) {
-				if _, err := putHook(h, at, wanted{f, 12345, policy.Allow, m}, w.layers[f].alive(h, at)); err != nil {
+			for _, h := range hooksOf(f, false) {
+				if _, err := putHook(h, at, wanted{f, 12345, policy.Allow, false, m}, w.layers[f].alive(h, at)); err != nil {
 					return err
 				}
 			}
@@ -237,6 +239,62 @@ func TestNoEscape(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.mustAll(other.Namespace, imds.IPv4, "EPERM", "in another network namespace")
+	if got := w.tryAs(testnode.Caller{Cgroup: "pod1/container", OwnNamespace: true}, spellings[imds.IPv4]...); slices.ContainsFunc(got, isNot("EPERM")) {
+		t.Errorf("in a cgroup namespace of its own: %q", got)
+	}
+}
+
+func isNot(want string) func(string) bool { return func(s string) bool { return s != want } }
+
+// A socket is of the cgroup in which it was made, whoever has it: one of a pod's stays refused, and one that somebody outside of the
+// pods has made for a pod is not.
+func TestPassedOn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.repair(imds.IPv4)
+	const cgroup, to = "pod1/container", "169.254.169.254:80"
+
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(ends[0]), "ours"), os.NewFile(uintptr(ends[1]), "theirs")
+	defer ours.Close()
+	defer theirs.Close()
+	if got := w.tryAs(testnode.Caller{Cgroup: cgroup, Passed: theirs}, "pass "+to); got[0] != "sent" {
+		t.Fatalf("passing a socket: %s", got)
+	}
+	control := make([]byte, 64)
+	_, n, _, _, err := unix.Recvmsg(ends[0], make([]byte, 1), control, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(passed[0])
+	address := &unix.SockaddrInet4{Port: 80, Addr: imds.IPv4.Endpoint().Addr().As4()}
+	if err := unix.Connect(passed[0], address); err != unix.EPERM {
+		t.Errorf("a socket that a pod has passed on is connected with %v", err)
+	}
+
+	var outside int
+	if err := w.pod.Do(func() (err error) {
+		outside, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	from := os.NewFile(uintptr(outside), "outside")
+	defer from.Close()
+	if got := w.tryAs(testnode.Caller{Cgroup: cgroup, Passed: from}, "tcp "+to, "passed "+to); !slices.Equal(got, []string{"EPERM", "sent"}) {
+		t.Errorf("a socket of the pod's own, and one from outside of the pods, are connected with %q", got)
+	}
 }
 
 // Where it can't be had, it says why, and a directory that was given and is not there is no such case.
@@ -314,7 +372,7 @@ func TestOddPins(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	f := imds.IPv4
-	h, other := hooksOf(f)[0], hooksOf(f)[1]
+	h, other := hooksOf(f, false)[0], hooksOf(f, false)[1]
 	at := func(what string) string { return pinOf(f, h, what) }
 	for _, odd := range []string{
 		fmt.Sprintf("mv %s %s", pinOf(f, other, "program"), at("link")),
@@ -395,7 +453,7 @@ func TestCleanup(t *testing.T) {
 		w.must(f, layer.Enforced, "")
 	}
 	for _, f := range imds.Families {
-		if got := clean(f); len(got) != len(hooksOf(f)) {
+		if got := clean(f); len(got) != len(hooksOf(f, false)) {
 			t.Errorf("%s: removed %q", f, got)
 		}
 		w.mustAll(w.pod.Namespace, f, "sent", "after the cleanup")

@@ -76,6 +76,15 @@ func (w *world) try(in *testnode.Namespace, calls ...string) []string {
 	return results
 }
 
+func (w *world) tryAs(by testnode.Caller, calls ...string) []string {
+	w.t.Helper()
+	results, err := w.SocketCallsAs(by, w.pod.Namespace, calls...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return results
+}
+
 // mustAll tries every spelling of the endpoint of a family.
 func (w *world) mustAll(in *testnode.Namespace, f imds.Family, want, when string) {
 	w.t.Helper()

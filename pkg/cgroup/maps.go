@@ -16,48 +16,94 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// mostPods is how many pods a map has room for. A node has at most 737 on EKS (awslabs/amazon-eks-ami, eni-max-pods.txt), and a
-// cgroup that is gone makes room only when the next list is written.
+// mostPods is how many pods, or cgroups that have asked, a map has room for. A node has at most 737 pods on EKS
+// (awslabs/amazon-eks-ami, eni-max-pods.txt), and a pod that is gone makes room only when the next list is written.
 const mostPods = 4096
 
-// The kinds of map. Of refused each family has one; the others are about pods in the node's network, and both families'.
+// The sizes of the ring buffers, in bytes: hundreds of events, and of beginnings of requests.
+const (
+	newsSize       = 1 << 16
+	beginningsSize = 1 << 18
+)
+
+// The kinds of map. Of refused each family has one; the others are both families'.
 var (
-	refusedSpec = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
-	allowedSpec = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: mostPods}
-	askedSpec   = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.LRUHash, KeySize: 8, ValueSize: 8, MaxEntries: mostPods}
+	refusedSpec    = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
+	attemptsSpec   = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.LRUHash, KeySize: 16, ValueSize: valueSize, MaxEntries: mostPods}
+	newsSpec       = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.RingBuf, MaxEntries: newsSize}
+	beginningsSpec = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.RingBuf, MaxEntries: beginningsSize}
+	allowedSpec    = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: mostPods}
 )
 
 func counterOf(f imds.Family) string { return filepath.Join(pins(), string(f)+"-refused") }
 
-func allowedPin() string { return filepath.Join(pins(), "host-allowed") }
+func attemptsPin() string { return filepath.Join(pins(), "attempts") }
 
-func askedPin() string { return filepath.Join(pins(), "host-asked") }
+func newsPin() string { return filepath.Join(pins(), "attempts-news") }
+
+func beginningsPin() string { return filepath.Join(pins(), "requests") }
+
+func allowedPin() string { return filepath.Join(pins(), "host-allowed") }
 
 // maps are those of a family's programs.
 type maps struct {
 	// refused counts the calls that were refused, under the only key.
 	refused *ebpf.Map
-	// allowed has the ids of the cgroups of those pods in the node's network that are let through, and listed, if that is known; asked
-	// counts the calls of others, by the id of their process's cgroup. Both are nil if all are let through.
-	allowed, asked *ebpf.Map
+	// attempts counts the attempts by who has made them, news tells of some, and beginnings, in audit mode, has the beginnings of
+	// requests: see Attempt. The last is nil in another mode.
+	attempts, news, beginnings *ebpf.Map
+	// allowed has the ids of the cgroups of those pods in the node's network that are let through, and listed, if that is known. It is
+	// nil if all are let through.
+	allowed *ebpf.Map
 }
 
 // listed is a key of allowed that no cgroup has: with it, who is not in the list is not let through.
 const listed = uint64(0)
 
-func (m *maps) all() []*ebpf.Map {
-	return slices.DeleteFunc([]*ebpf.Map{m.refused, m.allowed, m.asked}, func(m *ebpf.Map) bool { return m == nil })
+// mapPin is one of them, with what it is called for a person, and where it is.
+type mapPin struct {
+	to   **ebpf.Map
+	name string
+	path string
+	spec ebpf.MapSpec
+}
+
+// wanted lists those that a policy asks for.
+func (m *maps) wanted(f imds.Family, h policy.HostNetwork, auditOnly bool) []mapPin {
+	list := []mapPin{
+		{&m.refused, "the counter", counterOf(f), refusedSpec},
+		{&m.attempts, "the count of attempts", attemptsPin(), attemptsSpec},
+		{&m.news, "the news of attempts", newsPin(), newsSpec},
+	}
+	if h != policy.Allow {
+		list = append(list, mapPin{&m.allowed, "the list of pods in the node's network", allowedPin(), allowedSpec})
+	}
+	if auditOnly {
+		list = append(list, mapPin{&m.beginnings, "the beginnings of requests", beginningsPin(), beginningsSpec})
+	}
+	return list
+}
+
+// of lists those that a hook's program uses.
+func (m *maps) of(h hook) []*ebpf.Map {
+	if h.watches() {
+		return []*ebpf.Map{m.attempts, m.beginnings}
+	}
+	return slices.DeleteFunc([]*ebpf.Map{m.refused, m.attempts, m.news, m.allowed}, func(m *ebpf.Map) bool { return m == nil })
 }
 
 func (m *maps) close() {
-	for _, one := range m.all() {
-		one.Close()
+	for _, one := range []*ebpf.Map{m.refused, m.attempts, m.news, m.beginnings, m.allowed} {
+		if one != nil {
+			one.Close()
+		}
 	}
 }
 
-// are reports whether these are the maps with the given ids.
-func (m *maps) are(ids []ebpf.MapID) (bool, error) {
-	for _, one := range m.all() {
+// are reports whether a hook's are the maps with the given ids.
+func (m *maps) are(h hook, ids []ebpf.MapID) (bool, error) {
+	all := m.of(h)
+	for _, one := range all {
 		is, err := one.Info()
 		if err != nil {
 			return false, fmt.Errorf("asking for a map: %w", err)
@@ -66,20 +112,17 @@ func (m *maps) are(ids []ebpf.MapID) (bool, error) {
 			return false, nil
 		}
 	}
-	return len(ids) == len(m.all()), nil
+	return len(ids) == len(all), nil
 }
 
 // openMaps opens those that are pinned, or says what is missing.
-func openMaps(f imds.Family, h policy.HostNetwork) (m *maps, why string) {
+func openMaps(f imds.Family, h policy.HostNetwork, auditOnly bool) (m *maps, why string) {
 	m = &maps{}
-	if m.refused, why = openMap("the counter", counterOf(f), refusedSpec); why == "" && h != policy.Allow {
-		if m.allowed, why = openMap("the list of pods in the node's network", allowedPin(), allowedSpec); why == "" {
-			m.asked, why = openMap("the count of pods in the node's network", askedPin(), askedSpec)
+	for _, p := range m.wanted(f, h, auditOnly) {
+		if *p.to, why = openMap(p.name, p.path, p.spec); why != "" {
+			m.close()
+			return nil, why
 		}
-	}
-	if why != "" {
-		m.close()
-		return nil, why
 	}
 	return m, ""
 }
@@ -103,18 +146,15 @@ func openMap(what, path string, spec ebpf.MapSpec) (m *ebpf.Map, why string) {
 var making sync.Mutex
 
 // makeMaps makes those that are missing, and pins them.
-func makeMaps(f imds.Family, h policy.HostNetwork) (m *maps, err error) {
+func makeMaps(f imds.Family, h policy.HostNetwork, auditOnly bool) (m *maps, err error) {
 	making.Lock()
 	defer making.Unlock()
 	m = &maps{}
-	if m.refused, err = makeMap(counterOf(f), refusedSpec); err == nil && h != policy.Allow {
-		if m.allowed, err = makeMap(allowedPin(), allowedSpec); err == nil {
-			m.asked, err = makeMap(askedPin(), askedSpec)
+	for _, p := range m.wanted(f, h, auditOnly) {
+		if *p.to, err = makeMap(p.path, p.spec); err != nil {
+			m.close()
+			return nil, err
 		}
-	}
-	if err != nil {
-		m.close()
-		return nil, err
 	}
 	return m, nil
 }

@@ -41,6 +41,12 @@ func pinOf(f imds.Family, h hook, what string) string {
 	return filepath.Join(pins(), fmt.Sprintf("%s-%s-%s", f, h.name, what))
 }
 
+// isPinned reports whether something is left of a hook.
+func isPinned(f imds.Family, h hook) bool {
+	_, err := os.Lstat(pinOf(f, h, "link"))
+	return err == nil
+}
+
 // readHook says why a hook is not in force at a cgroup; empty if it is. The link that is pinned is returned open, if there is
 // one.
 func readHook(h hook, at *os.File, w wanted) (pinned link.Link, why string, err error) {
@@ -84,7 +90,7 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 		return "", err
 	}
 	used, _ := runs.MapIDs()
-	same, err := w.are(used)
+	same, err := w.are(h, used)
 	if err != nil {
 		return "", err
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// hook is a place in the kernel where a program of ours is asked about a socket call.
+// hook is a place in the kernel where a program of ours is asked about a socket call, or is shown a packet.
 type hook struct {
 	// name is in the pins' names, the log and `check`.
 	name string
@@ -23,21 +23,28 @@ type hook struct {
 	mapped bool
 }
 
-// hooksOf lists a family's.
-func hooksOf(f imds.Family) []hook {
-	if f == imds.IPv6 {
-		return []hook{{"connect6", ebpf.AttachCGroupInet6Connect, false}, {"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, false}}
-	}
-	return []hook{
+// watches: the program sees packets leave, and stops none.
+func (h hook) watches() bool { return h.at == ebpf.AttachCGroupInetEgress }
+
+// hooksOf lists a family's under a policy.
+func hooksOf(f imds.Family, auditOnly bool) []hook {
+	hooks := []hook{
 		{"connect4", ebpf.AttachCGroupInet4Connect, false},
 		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, false},
 		{"connect6-mapped", ebpf.AttachCGroupInet6Connect, true},
 	}
+	if f == imds.IPv6 {
+		hooks = []hook{{"connect6", ebpf.AttachCGroupInet6Connect, false}, {"sendmsg6", ebpf.AttachCGroupUDP6Sendmsg, false}}
+	}
+	if auditOnly {
+		hooks = append(hooks, hook{"egress", ebpf.AttachCGroupInetEgress, false})
+	}
+	return hooks
 }
 
 // Hooks names a family's, for a person.
-func Hooks(f imds.Family) (names []string) {
-	for _, h := range hooksOf(f) {
+func Hooks(f imds.Family, auditOnly bool) (names []string) {
+	for _, h := range hooksOf(f, auditOnly) {
 		names = append(names, h.name)
 	}
 	return names
@@ -71,18 +78,44 @@ func (h hook) where(address netip.Addr) (words []uint32, offset int16) {
 
 // wanted is what a family's programs are to do, and with which maps.
 type wanted struct {
-	family imds.Family
-	node   uint64 // the cookie of its network namespace
-	host   policy.HostNetwork
+	family    imds.Family
+	node      uint64 // the cookie of its network namespace
+	host      policy.HostNetwork
+	auditOnly bool
 	*maps
 }
 
-// program is what runs at the hook. Calls to the endpoint from another network namespace than the node's own, and calls of Ask, are
-// counted and refused; all others are let through, but for those of pods in the node's network, if the policy has something
-// against them.
+// verdict is what becomes of a pod's call.
+func (w wanted) verdict() Verdict {
+	if w.auditOnly {
+		return Audited
+	}
+	return Blocked
+}
+
+// Where a program has what it needs, from the end of its stack: an event, which begins with the key of attempts, and the value of a new
+// one; and keys of other maps.
+const (
+	event    = -40 // see Attempt
+	fresh    = -64
+	otherKey = -72
+)
+
 func (h hook) program(w wanted) *ebpf.ProgramSpec {
-	address := w.family.Endpoint().Addr()
-	words, offset := h.where(address)
+	spec := &ebpf.ProgramSpec{Name: "imds_guard", Type: ebpf.CGroupSockAddr, AttachType: h.at, License: "Apache-2.0"}
+	if h.watches() {
+		spec.Type, spec.Instructions = ebpf.CGroupSKB, w.requests()
+	} else {
+		spec.Instructions = h.calls(w)
+	}
+	return spec
+}
+
+// calls is what runs at a socket call. Those to the endpoint from another network namespace than the node's own are counted and refused,
+// and so are those of Ask; all others are let through, but for those of pods in the node's network, if the policy has something
+// against them. In audit mode none but those of Ask is refused.
+func (h hook) calls(w wanted) asm.Instructions {
+	words, offset := h.where(w.family.Endpoint().Addr())
 	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
 	for i, word := range words {
 		code = append(code,
@@ -91,19 +124,36 @@ func (h hook) program(w wanted) *ebpf.ProgramSpec {
 		)
 	}
 	code = append(code,
+		asm.Mov.Imm(asm.R9, int32(w.verdict())),
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.FnGetNetnsCookie.Call(),
 		asm.LoadImm(asm.R1, int64(w.node), asm.DWord),
-		asm.JNE.Reg(asm.R0, asm.R1, "count"),
+		asm.JNE.Reg(asm.R0, asm.R1, "attempt"),
 		asm.LoadMem(asm.R1, asm.R6, socket, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R1, sockMark, asm.Word),
-		asm.JEq.Imm32(asm.R1, probeMark, "count"),
+		asm.JEq.Imm32(asm.R1, probeMark, "refused"),
 	)
 	code = append(code, w.hostCalls()...)
+	code = append(code, asm.FnGetCurrentCgroupId.Call().WithSymbol("attempt"))
+	code = append(code, w.count(toldEvery, "counted")...)
 	code = append(code,
-		asm.StoreImm(asm.RFP, -4, 0, asm.Word).WithSymbol("count"), // the only key
+		asm.FnGetCurrentPidTgid.Call(),
+		asm.StoreMem(asm.RFP, event+16, asm.R0, asm.DWord),
+		asm.Mov.Reg(asm.R1, asm.RFP),
+		asm.Add.Imm(asm.R1, event+24),
+		asm.Mov.Imm(asm.R2, 16),
+		asm.FnGetCurrentComm.Call(),
+		asm.LoadMapPtr(asm.R1, w.news.FD()),
 		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, -4),
+		asm.Add.Imm(asm.R2, event),
+		asm.Mov.Imm(asm.R3, -event),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnRingbufOutput.Call(),
+
+		asm.JEq.Imm(asm.R9, int32(Audited), "allow").WithSymbol("counted"),
+		asm.StoreImm(asm.RFP, otherKey, 0, asm.Word).WithSymbol("refused"), // the only key
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, otherKey),
 		asm.LoadMapPtr(asm.R1, w.refused.FD()),
 		asm.FnMapLookupElem.Call(),
 		asm.JEq.Imm(asm.R0, 0, "refuse"),
@@ -115,7 +165,5 @@ func (h hook) program(w wanted) *ebpf.ProgramSpec {
 		asm.Mov.Imm(asm.R0, 1).WithSymbol("allow"),
 		asm.Return(),
 	)
-	return &ebpf.ProgramSpec{
-		Name: "imds_guard", Type: ebpf.CGroupSockAddr, AttachType: h.at, Instructions: code, License: "Apache-2.0",
-	}
+	return code
 }

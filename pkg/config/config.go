@@ -33,9 +33,13 @@ type Config struct {
 	// PodsCgroup is the cgroup v2 directory below which pods live; empty if it is to be looked for.
 	PodsCgroup string
 
+	// Mode says whether anything is stopped at all.
+	Mode    policy.Mode
 	Backend rules.Backend
 	Verdict policy.Verdict
 	Resync  time.Duration
+	// Attribution: who asks is named, by what the API server says of the node's pods.
+	Attribution bool
 	// HostNetwork is what happens to sockets of pods in the node's network, and HostNamespaces are those whose pods are let through
 	// all the same.
 	HostNetwork    policy.HostNetwork
@@ -60,7 +64,7 @@ type Config struct {
 
 // Policy is what the configuration asks for.
 func (c Config) Policy() policy.Policy {
-	return policy.New(c.Interfaces, c.Verdict).WithHostNetwork(c.HostNetwork)
+	return policy.New(c.Interfaces, c.Verdict).WithHostNetwork(c.HostNetwork).WithMode(c.Mode)
 }
 
 // layers are the names of all that there are, all of which are kept unless others are asked for. packetLayers are those that
@@ -83,7 +87,10 @@ const (
 	maxProbeInterval = 24 * time.Hour
 )
 
-const off = "off"
+const (
+	on  = "on"
+	off = "off"
+)
 
 // hostNamespaces is a flag whose default is more than it says.
 const hostNamespaces = "host-network-namespaces"
@@ -106,7 +113,7 @@ type Use string
 const (
 	// Auto: in a cluster, and with a kubeconfig.
 	Auto Use = "auto"
-	On   Use = "on"
+	On   Use = on
 	Off  Use = off
 )
 
@@ -120,6 +127,8 @@ type Options struct {
 	podsCgroup     string
 	hostNetwork    string
 	hostNamespaces []string
+	mode           string
+	attribution    string
 	backend        string
 	verdict        string
 	resync         time.Duration
@@ -150,6 +159,10 @@ func NewOptions() *Options {
 		"what happens to sockets of pods in the node's network, for the layer cgroup: "+alternatives(policy.HostNetworks))
 	f.StringSliceVar(&o.hostNamespaces, hostNamespaces, []string{"kube-system"},
 		"`namespaces` whose pods in the node's network are let through (default: kube-system and the agent's own; a list replaces it)")
+	f.StringVar(&o.mode, "mode", string(policy.Enforce),
+		"enforce, or audit: count and report who would be kept from the endpoint, and stop nothing")
+	f.StringVar(&o.attribution, "attribution", on,
+		"on, or off: no pod that asks is looked up, named, or told by an event")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
 	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
@@ -187,10 +200,12 @@ func (o *Options) Load() (Config, error) {
 		}
 	}
 	c := Config{
+		Mode:    policy.Mode(o.mode),
 		Backend: rules.Backend(o.backend),
 		Verdict: policy.Verdict(o.verdict),
 		Resync:  o.resync,
 
+		Attribution:   o.attribution == on,
 		PodsCgroup:    o.podsCgroup,
 		HostNetwork:   policy.HostNetwork(o.hostNetwork),
 		ProbeInterval: o.probeInterval,
@@ -249,6 +264,14 @@ func (o *Options) Load() (Config, error) {
 	}
 	if c.HostNamespaces = o.hostNamespaces; !o.flags.Changed(hostNamespaces) {
 		c.HostNamespaces = append(c.HostNamespaces, ownNamespace()...)
+	}
+	if !slices.Contains(policy.Modes, c.Mode) {
+		wrong("mode", "%q is none; use %s", o.mode, alternatives(policy.Modes))
+	} else if c.Mode == policy.AuditOnly && !slices.Contains(c.Layers, cgroup.LayerName) {
+		wrong("mode", "only the layer %s sees who asks without stopping anybody; add it to --layers, or leave --mode out", cgroup.LayerName)
+	}
+	if o.attribution != on && o.attribution != off {
+		wrong("attribution", "%q is none; use on or off", o.attribution)
 	}
 	if !slices.Contains(rules.Backends, c.Backend) {
 		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))

@@ -56,7 +56,7 @@ func outside(t *testing.T) {
 func defaults(t *testing.T) Config {
 	return Config{
 		Interfaces: patterns(t, "eni+"), Layers: []string{"iptables", "route", "cgroup"}, Backend: rules.Auto, Verdict: policy.Drop, Resync: 10 * time.Second,
-		HostNetwork: policy.Allow, HostNamespaces: []string{"kube-system"},
+		HostNetwork: policy.Allow, HostNamespaces: []string{"kube-system"}, Mode: policy.Enforce, Attribution: true,
 		MetricsAddress: ":9169", Kubernetes: Auto, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 }
@@ -81,6 +81,9 @@ func TestSettings(t *testing.T) {
 		{"resync-period", "100ms", "", func(c *Config) { c.Resync = 100 * time.Millisecond }},
 		{"host-network-pods", "audit", "", func(c *Config) { c.HostNetwork = policy.Audit }},
 		{"host-network-namespaces", "a,b", "[a, b]", func(c *Config) { c.HostNamespaces = []string{"a", "b"} }},
+		{"mode", "audit", "", func(c *Config) { c.Mode = policy.AuditOnly }},
+		{"attribution", "off", "", func(c *Config) { c.Attribution = false }},
+		{"attribution", "on", "", func(*Config) {}},
 		{"probe-interval", "10s", "", func(c *Config) { c.ProbeInterval = 10 * time.Second }},
 		{"probe-interval", "24h", "", func(c *Config) { c.ProbeInterval = 24 * time.Hour }},
 		{"resync-period", "1h", "", func(c *Config) { c.Resync = time.Hour }},
@@ -173,6 +176,9 @@ func TestWrongSettings(t *testing.T) {
 		{"--host-network-namespaces=A", "", []string{`--host-network-namespaces: "A" is no name of a namespace: a lowercase`}},
 		{"--host-network-namespaces=a --host-network-pods=block --kubernetes=off", "",
 			[]string{"--host-network-namespaces: without the API nobody can tell a pod's namespace; leave it out"}},
+		{"--mode=dry-run", "", []string{`--mode: "dry-run" is none; use enforce or audit`}},
+		{"--mode=audit --layers=iptables,route", "", []string{"--mode: only the layer cgroup sees who asks without stopping anybody; add it to --layers"}},
+		{"--attribution=yes", "", []string{`--attribution: "yes" is none; use on or off`}},
 		{"--probe-interval=9s", "", []string{"--probe-interval: 9s is out of range; use 10s to 24h0m0s, or 0 for never"}},
 		{"--probe-interval=25h", "", []string{"--probe-interval: 25h0m0s is out of range"}},
 		{"--probe-interval=-1s", "", []string{"--probe-interval: -1s is out of range"}},
@@ -198,7 +204,7 @@ func TestWrongSettings(t *testing.T) {
 		{"", "verdict: drop\n---\n[broken\n", []string{"there is something behind the first document; keep one"}},
 		{"", "- verdict\n", []string{"config.yaml:1: write settings as `name: value`"}},
 		{"", "drop\n", []string{"config.yaml:1: write settings as `name: value`"}},
-		{"", "verdict: drop\ninterfaces: [a]\n", []string{`config.yaml:2: "interfaces" is no setting; use backend, health-bind-address, host-network-namespaces, `}},
+		{"", "verdict: drop\ninterfaces: [a]\n", []string{`config.yaml:2: "interfaces" is no setting; use attribution, backend, health-bind-address, host-network-namespaces, `}},
 		{"", "config: other.yaml\n", []string{`config.yaml:1: "config" is no setting`}},
 		{"", "resync-period: 5s\n\nresync-period: 6s\n", []string{"config.yaml:3: resync-period is set twice; keep one"}},
 		{"", "interface: {a: 1}\n", []string{"config.yaml:1: interface: write a value, or a list of values"}},

@@ -21,6 +21,8 @@ type Evidence struct {
 	Answered, Connected string
 	// NotProbed says why no such packet could be sent.
 	NotProbed error
+	// Auditing: nothing is to be stopped.
+	Auditing bool
 	// Unlisted says why pods in the node's network are let through that were not to be, if they are.
 	Unlisted error
 }
@@ -69,7 +71,7 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 			s.Forward = s.Forward || protects
 		}
 		forward[l.Family], sockets[l.Family] = f, k
-		s.Degraded = s.Degraded || l.State != layer.Unsupported && !protects
+		s.Degraded = s.Degraded || l.State.Drifted() && !protects
 	}
 	s.AnyInterface = s.Forward
 	for _, p := range forward {
@@ -77,7 +79,7 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 		s.AnyInterface = s.AnyInterface && p.anyInterface
 		s.Open = s.Open || !p.closed && !p.unknown
 	}
-	s.Protected = s.Forward && e.Answered == ""
+	s.Protected = s.Forward && e.Answered == "" && !e.Auditing
 	if len(e.Bypasses) > 0 || e.Unsearched != nil {
 		for _, p := range sockets {
 			s.Protected = s.Protected && p.closed
@@ -86,7 +88,7 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 		s.Protected = s.Protected && e.Connected == ""
 		s.Open = s.Open || e.Connected != "" && len(e.Bypasses) > 0
 	}
-	s.Open = s.Open || e.Answered != ""
+	s.Open = s.Open || e.Answered != "" || e.Auditing
 	s.Degraded = s.Degraded || e.Connected != ""
 	s.Degraded = s.Degraded || e.NotProbed != nil || e.Unlisted != nil
 	return s
@@ -94,6 +96,9 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 
 // Reasons say, for a person, what else there is to know than the layers' states: what is open, or what would be without a layer.
 func (s Status) Reasons() (reasons []string) {
+	if s.Auditing {
+		reasons = append(reasons, "nothing is blocked: --mode=audit only counts who asks, `imds-guard report` says who")
+	}
 	if s.Answered != "" {
 		reasons = append(reasons, "a packet of our own was let through: "+s.Answered)
 	}

@@ -40,6 +40,8 @@ var (
 	Unknown = NewState("unknown", false)
 	// Unsupported: the node can't have this layer. It is no drift, and it stops nothing.
 	Unsupported = NewState("unsupported", false)
+	// Auditing: everything was read back as it is wanted, which is to count and to stop nothing. Only a layer that can has it.
+	Auditing = NewState("auditing", false)
 )
 
 // States lists the common states and those of a layer's own.
@@ -57,7 +59,7 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.name), nil }
 func (s State) Protects() bool { return s.closed }
 
 // Drifted reports whether the state is a departure from what was asked for.
-func (s State) Drifted() bool { return s != Enforced && s != Unsupported }
+func (s State) Drifted() bool { return s != Enforced && s != Auditing && s != Unsupported }
 
 // Reading is what one look at one layer found, for everybody. It is a value: nothing in it changes after the look.
 type Reading struct {

@@ -15,6 +15,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/probe"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -63,8 +64,11 @@ type Layer struct {
 	States []layer.State
 }
 
-// New makes the metrics. version and commit describe the build; requests are the operations that Requested is called with.
-func New(version, commit string, layers []Layer, requests []string) *Metrics {
+// Build describes the program, and the mode that it runs in.
+type Build struct{ Version, Commit, Mode string }
+
+// New makes the metrics. requests are the operations that Requested is called with.
+func New(b Build, layers []Layer, requests []string) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
 		looks:    counterVec("looks_total", "How often a layer was looked at, whatever was found.", "layer", "family"),
@@ -91,10 +95,14 @@ func New(version, commit string, layers []Layer, requests []string) *Metrics {
 		backend: gaugeVec("backend_info", "1 for the iptables backend in use.", "backend", "version"),
 	}
 	build := gaugeVec("build_info", "1; the labels describe the build.", "version", "commit", "goversion")
-	build.WithLabelValues(version, commit, runtime.Version()).Set(1)
+	build.WithLabelValues(b.Version, b.Commit, runtime.Version()).Set(1)
+	mode := gaugeVec("mode", "1 for the mode that the agent runs in, else 0. In audit mode nothing is blocked.", "mode")
+	for _, one := range policy.Modes {
+		mode.WithLabelValues(string(one)).Set(bool01(string(one) == b.Mode))
+	}
 
 	m.Registry.MustRegister(statusCollector{m, layers}, m.looks, m.drift, m.repairs, m.repairTime, m.interfaces, m.events, m.failures,
-		m.lost, m.requests, m.backend, m.probes, m.probed, build,
+		m.lost, m.requests, m.backend, m.probes, m.probed, build, mode,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.zero(layers, requests)
 	return m

@@ -62,7 +62,7 @@ func serve(t *testing.T, s *Server) *served {
 	if s.pause == nil {
 		s.pause = until(nil)
 	}
-	m := New("test", "test", nil, nil)
+	m := New(Build{Version: "test", Commit: "test", Mode: "enforce"}, nil, nil)
 	m.Status = func() guard.Status { return guard.Status{} }
 	log := &testnode.Log{}
 	s.Metrics, s.Log = m, slog.New(slog.NewTextHandler(log, nil))

@@ -25,6 +25,7 @@ const (
 	ReasonNotInForce = "RulesNotInForce"
 	ReasonNotCovered = "InterfaceNotCovered"
 	ReasonAnswered   = "ProbeAnswered"
+	ReasonAuditing   = "Auditing"
 	// Unknown.
 	ReasonUnreadable  = "RulesUnreadable"
 	ReasonNotVerified = "NotVerified"
@@ -58,7 +59,7 @@ func Judge(s guard.Status, c Coverage) Condition {
 		switch {
 		case l.State == layer.Unknown:
 			unknown = append(unknown, l.String())
-		case l.State == layer.Unsupported && (l.NoPath || !s.Open):
+		case l.State == layer.Unsupported && (l.NoPath || !s.Open), l.State == layer.Auditing:
 		case !l.State.Protects():
 			wrong = append(wrong, l.String())
 		default:
@@ -66,6 +67,8 @@ func Judge(s guard.Status, c Coverage) Condition {
 		}
 	}
 	switch {
+	case s.Auditing:
+		return Condition{corev1.ConditionFalse, ReasonAuditing, strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
 	case s.Protected:
 	case s.Answered != "":
 		return Condition{corev1.ConditionFalse, ReasonAnswered,

@@ -20,10 +20,13 @@ const (
 	EventRepaired   = "IMDSRulesRepaired"
 	EventContended  = "IMDSRulesContended"
 	EventNotCovered = "IMDSInterfaceNotCovered"
+	// On pods:
+	EventBlocked = "IMDSAccessBlocked"
+	EventAudited = "IMDSAccessAudited"
 )
 
 // Events of one reason go out at once up to eventBurst, then at this rate a second. Each reason has its own share: a wrong
-// --interface must not hide a fight.
+// --interface must not hide a fight. And so has each pod.
 const (
 	eventBurst = 5
 	eventRate  = 1. / 300
@@ -41,7 +44,7 @@ type Events struct {
 // newEvents sends events about the named node until ctx ends.
 func newEvents(ctx context.Context, sink record.EventSink, name string) *Events {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx), record.WithCorrelatorOptions(record.CorrelatorOptions{
-		BurstSize: eventBurst, QPS: eventRate, SpamKeyFunc: func(e *corev1.Event) string { return e.Reason },
+		BurstSize: eventBurst, QPS: eventRate, SpamKeyFunc: share,
 	}))
 	broadcaster.StartRecordingToSink(sink)
 	scheme := runtime.NewScheme() // nothing is looked up in it: the node is given as a reference
@@ -66,6 +69,22 @@ func (e *Events) Contended(id layer.ID) {
 func (e *Events) NotCovered(name, fix string) {
 	e.warn(EventNotCovered, fmt.Sprintf("no rule covers the pod-side interface %s: its pods can reach the metadata service; %s", name, fix))
 }
+
+// Pod is one that an event is about.
+type Pod struct{ Namespace, Name, UID string }
+
+// Asked says of a pod that it asks for the endpoint: refused, or only seen to.
+func (e *Events) Asked(p Pod, audited bool, advice string) {
+	reason, message := EventBlocked, "This pod asks for the node's instance metadata service (IMDS), and is refused. "
+	if audited {
+		reason, message = EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused with --mode=enforce. "
+	}
+	e.recorder.Event(&corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)},
+		corev1.EventTypeWarning, reason, message+advice)
+}
+
+// share is what events that share a rate have in common.
+func share(e *corev1.Event) string { return e.Reason + " " + string(e.InvolvedObject.UID) }
 
 func (e *Events) warn(reason, message string) {
 	e.recorder.Event(e.node, corev1.EventTypeWarning, reason, message)

@@ -38,11 +38,25 @@ const (
 // HostNetworks lists every one.
 var HostNetworks = []HostNetwork{Allow, Audit, Block}
 
+// Mode is whether anything is stopped at all.
+type Mode string
+
+const (
+	// Enforce keeps pods from the endpoint.
+	Enforce Mode = "enforce"
+	// AuditOnly stops nothing, and counts who would be stopped.
+	AuditOnly Mode = "audit"
+)
+
+// Modes lists every mode.
+var Modes = []Mode{Enforce, AuditOnly}
+
 // Policy is immutable. A running agent gets another one as a whole; nobody ever sees half of a change.
 type Policy struct {
 	interfaces []ifpattern.Pattern
 	verdict    Verdict
 	host       HostNetwork
+	auditOnly  bool
 }
 
 // New makes a policy: pods behind interfaces that one of the patterns matches get the verdict. A pattern given twice counts
@@ -77,8 +91,17 @@ func (p Policy) HostNetwork() HostNetwork {
 	return p.host
 }
 
+// WithMode is the same policy in another mode.
+func (p Policy) WithMode(m Mode) Policy {
+	p.auditOnly = m == AuditOnly
+	return p
+}
+
+// AuditOnly: nothing is to be stopped, only counted.
+func (p Policy) AuditOnly() bool { return p.auditOnly }
+
 // String is for the log: the patterns, separated by commas, the verdict, and what happens to pods in the node's network, if
-// anything.
+// anything. In audit mode it begins with that.
 func (p Policy) String() string {
 	texts := make([]string, len(p.interfaces))
 	for i, pattern := range p.interfaces {
@@ -87,6 +110,9 @@ func (p Policy) String() string {
 	text := strings.Join(texts, ",") + " " + string(p.verdict)
 	if h := p.HostNetwork(); h != Allow {
 		text += ", hostNetwork pods " + string(h)
+	}
+	if p.auditOnly {
+		text = "audit: " + text
 	}
 	return text
 }

@@ -40,6 +40,10 @@ func NewRecord(below string) (Record, error) {
 func (r Record) patternsFile() string { return filepath.Join(r.dir, "interface-patterns") }
 func (r Record) backendFile() string  { return filepath.Join(r.dir, "backend") }
 
+// Attempts is the file of those that the agent has counted, and Socket the socket by which it is asked.
+func (r Record) Attempts() string { return filepath.Join(r.dir, "attempts.json") }
+func (r Record) Socket() string   { return filepath.Join(r.dir, "agent.sock") }
+
 // Remember adds patterns to the record, and notes the backend in use.
 func (r Record) Remember(patterns []ifpattern.Pattern, b Backend) error {
 	known, err := r.Patterns()
@@ -117,6 +121,16 @@ func (r Record) Forget() error {
 	for _, file := range []string{r.patternsFile(), r.backendFile()} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing the record of what was installed: %w", err)
+		}
+	}
+	return nil
+}
+
+// ForgetAttempts removes what the agent has counted, and the socket of one that was killed.
+func (r Record) ForgetAttempts() error {
+	for _, file := range []string{r.Attempts(), r.Socket()} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing what was counted: %w", err)
 		}
 	}
 	return nil

@@ -1,0 +1,54 @@
+// imds-guard report: who asks on this node.
+
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imds-guard/imds-guard/internal/command"
+	"github.com/imds-guard/imds-guard/pkg/agent"
+	"github.com/imds-guard/imds-guard/pkg/report"
+	"github.com/imds-guard/imds-guard/pkg/rules"
+)
+
+func newReport() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "report",
+		Short: "Who asks for the metadata service on this node, how often, when last, what for, and what to do about it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" && output != "yaml" {
+				return fmt.Errorf("--output: %q is none; use text, json or yaml", output)
+			}
+			record, err := rules.NewRecord(rules.RecordDir)
+			if err != nil {
+				return command.Fail(err)
+			}
+			n, err := agent.Ask(cmd.Context(), record.Socket())
+			if err != nil {
+				return command.Fail(err)
+			}
+			if err := printReport(cmd.OutOrStdout(), output, n); err != nil {
+				return command.Fail(err)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json or yaml")
+	return cmd
+}
+
+func printReport(to io.Writer, output string, n report.Node) error {
+	switch output {
+	case "json":
+		return report.WriteJSON(to, n)
+	case "yaml":
+		return report.WriteYAML(to, n)
+	}
+	nodes := []report.Node{n}
+	return report.WriteText(to, nodes, report.Merge(nodes))
+}

@@ -1,0 +1,184 @@
+// Who asks for the endpoint: counted, named, told.
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/imds-guard/imds-guard/pkg/attempts"
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/node"
+	"github.com/imds-guard/imds-guard/pkg/pods"
+	"github.com/imds-guard/imds-guard/pkg/report"
+	"github.com/imds-guard/imds-guard/pkg/request"
+	"github.com/imds-guard/imds-guard/pkg/subscription"
+)
+
+const (
+	// askingPause is for how long to gather attempts before the counters are read, and askingPeriod how often to read them while somebody
+	// asks.
+	askingPause  = 50 * time.Millisecond
+	askingPeriod = time.Second
+	// askingSaved is how often the ledger is written at most.
+	askingSaved = 5 * time.Second
+	// askingSeen is for how long an event waits in audit mode, so that it can say what is asked for.
+	askingSeen = 2 * time.Second
+)
+
+// Lines and events about single pods go out at once up to askingBurst, then at this rate a second: a Job may make thousands of pods.
+const (
+	askingRate  = 2
+	askingBurst = 100
+)
+
+// asking keeps the ledger of attempts. Wake may be called from any goroutine.
+type asking struct {
+	auditOnly bool
+	resync    time.Duration
+	log       *slog.Logger
+	file      string
+	ledger    *attempts.Ledger
+	owners    *owners
+	// list returns the node's pods, with those that were there lately, and events who is told of those that ask; nil if nobody is.
+	list   func() (all []pods.Pod, known bool)
+	events func() *node.Events
+	wake   chan struct{}
+	lines  *rate.Limiter
+	told   *rate.Limiter
+}
+
+// newAsking opens the ledger.
+func newAsking(file string, log *slog.Logger) *asking {
+	ledger, err := attempts.Open(file, time.Now())
+	if err != nil {
+		log.Warn("the attempts of pods are counted anew", "error", err)
+	}
+	return &asking{
+		log: log, file: file, ledger: ledger, wake: make(chan struct{}, 1),
+		lines: rate.NewLimiter(askingRate, askingBurst), told: rate.NewLimiter(askingRate, askingBurst),
+	}
+}
+
+// Wake never blocks.
+func (a *asking) Wake() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// follow hears of attempts as they are made: whose a cgroup is has to be found out while it is there.
+func (a *asking) follow(ctx context.Context) {
+	subscription.Keep(ctx, func(ctx context.Context) error {
+		return cgroup.FollowAttempts(ctx, func(one cgroup.Attempt) {
+			a.ledger.Attempted(one, a.owners.of, time.Now())
+			a.Wake()
+		})
+	}, a.lost)
+}
+
+// look sees how requests begin, in audit mode.
+func (a *asking) look(ctx context.Context) {
+	subscription.Keep(ctx, func(ctx context.Context) error {
+		return cgroup.FollowRequests(ctx, func(id uint64, beginning []byte) {
+			uid, _ := a.owners.of(id)
+			if r, ok := request.Parse(beginning); ok && uid != "" {
+				a.ledger.Requested(uid, r, time.Now())
+			}
+		})
+	}, a.lost)
+}
+
+// lost is quiet while the layer has yet to be put in force: its state says that.
+func (a *asking) lost(err error) {
+	if !errors.Is(err, cgroup.ErrNoMaps) {
+		a.log.Warn("attempts of pods can't be followed; trying again", "error", err)
+	}
+	a.Wake()
+}
+
+// run keeps the ledger until ctx ends.
+func (a *asking) run(ctx context.Context) {
+	var saved, active time.Time
+	var logged string
+	for {
+		now := time.Now()
+		err := a.keep(now)
+		if err == nil && now.Sub(saved) >= askingSaved {
+			err, saved = a.ledger.Save(a.file), now
+		}
+		if err != nil && err.Error() != logged {
+			a.log.Warn("the attempts of pods can't be kept; trying again", "error", err)
+		}
+		if logged = ""; err != nil {
+			logged = err.Error()
+		}
+		again := a.resync
+		if a.ledger.Waiting() || now.Sub(active) < 2*askingPeriod {
+			again = min(again, askingPeriod)
+		}
+		select {
+		case <-ctx.Done():
+			_ = a.keep(time.Now())
+			if err := a.ledger.Save(a.file); err != nil {
+				a.log.Warn("the attempts of pods are lost to the next agent", "error", err)
+			}
+			return
+		case <-a.wake:
+			active = time.Now()
+			select { // those that come at the same time
+			case <-ctx.Done():
+			case <-time.After(askingPause):
+			}
+		case <-time.After(again):
+		}
+	}
+}
+
+func (a *asking) keep(now time.Time) error {
+	counts, err := cgroup.Counts()
+	if errors.Is(err, cgroup.ErrNoMaps) {
+		err = nil
+	}
+	a.ledger.Counted(counts, a.owners.of)
+	if all, known := a.list(); known {
+		a.ledger.Named(all, now)
+	}
+	for _, e := range a.ledger.Expire(now) {
+		a.line(e.Known, "a pod asks for the metadata service no more", "uid", e.UID, "blocked", e.Calls.Blocked, "audited", e.Calls.Audited)
+	}
+	wait := time.Duration(0)
+	if a.auditOnly {
+		wait = askingSeen
+	}
+	for _, n := range a.ledger.News(now, wait) {
+		a.tell(n)
+	}
+	return err
+}
+
+// tell says of a pod that it asks.
+func (a *asking) tell(n attempts.News) {
+	if n.Log {
+		message := "a pod asks for the metadata service, and is refused"
+		if n.Verdict == cgroup.Audited {
+			message = "a pod asks for the metadata service, and would be refused"
+		}
+		a.line(n.Known, message, "uid", n.UID, "commands", n.Commands)
+	}
+	if events := a.events(); n.Event && events != nil && a.told.Allow() {
+		w := report.Workload{HostNetwork: n.Known.HostNetwork, Commands: n.Commands, Requests: n.Requests, Blocked: n.Calls.Blocked, Audited: n.Calls.Audited}
+		events.Asked(node.Pod{Namespace: n.Known.Namespace, Name: n.Known.Name, UID: n.Known.Object}, n.Verdict == cgroup.Audited, w.Advice())
+	}
+}
+
+func (a *asking) line(p pods.Pod, message string, more ...any) {
+	if a.lines.Allow() {
+		a.log.Info(message, append([]any{"namespace", p.Namespace, "workload", p.Workload.Name, "pod", p.Name, "hostNetwork", p.HostNetwork}, more...)...)
+	}
+}

@@ -1,0 +1,50 @@
+// What the agent says of itself and of who asks.
+
+package agent
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+	"github.com/imds-guard/imds-guard/pkg/report"
+)
+
+func (a *agent) report() report.Node {
+	s := a.status()
+	n := report.Node{
+		Node: a.config.NodeName, Version: a.version, Mode: string(a.config.Mode), Protected: s.Protected, Degraded: s.Degraded,
+		Layers: []report.Layer{}, Workloads: []report.Workload{},
+	}
+	var incomplete []string
+	counts := false
+	for _, l := range s.Layers {
+		n.Layers = append(n.Layers, report.Layer{Family: l.Family, Layer: l.Name, State: l.State.String(), Detail: l.Detail})
+		if l.Name == cgroup.LayerName {
+			counts = true
+			if l.State != layer.Enforced && l.State != layer.Auditing {
+				incomplete = append(incomplete, fmt.Sprintf("attempts of %s may be missing: the layer is %s: %s", l.Family, l.State, l.Detail))
+			}
+		}
+	}
+	if !counts {
+		incomplete = append(incomplete, "no attempt is seen without the layer "+cgroup.LayerName)
+	}
+	if a.asking == nil {
+		incomplete = append(incomplete, "no attempt is kept with --attribution=off")
+	} else {
+		n.Since, n.Workloads = a.asking.ledger.Workloads()
+		if _, known := a.listPods(); !known {
+			incomplete = append(incomplete, "pods have no names: the API server has not told them yet")
+		} else if a.pods == nil {
+			incomplete = append(incomplete, "pods have no names without the Kubernetes API")
+		}
+	}
+	if a.config.HostNetwork == policy.Allow {
+		incomplete = append(incomplete, "pods in the node's network are let through and not counted (--host-network-pods=audit counts them)")
+	}
+	n.Incomplete = strings.Join(incomplete, "; ")
+	return n
+}

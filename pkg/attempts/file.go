@@ -1,0 +1,92 @@
+// The ledger's file, by which it outlives the agent.
+
+package attempts
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Open reads a ledger from its file. Without one it begins now. A file that can't be read is an error, and the ledger begins now, too.
+func Open(file string, now time.Time) (*Ledger, error) {
+	l := New(now)
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, nil
+	}
+	s := newState(now)
+	if err == nil {
+		err = json.Unmarshal(text, &s)
+	}
+	if err == nil {
+		err = s.check()
+	}
+	if err != nil {
+		return l, fmt.Errorf("reading what was counted before: %w", err)
+	}
+	l.state = s
+	return l, nil
+}
+
+// check finds what would make the program fail later.
+func (s state) check() error {
+	for _, c := range s.Counters {
+		if c == nil {
+			return errors.New("it has an empty counter")
+		}
+	}
+	for _, p := range s.Pods {
+		if p == nil {
+			return errors.New("it has an empty pod")
+		}
+	}
+	for _, g := range s.Gone {
+		if g == nil {
+			return errors.New("it has an empty workload")
+		}
+	}
+	if s.Counters == nil || s.Pods == nil || s.Gone == nil {
+		return errors.New("it is not whole")
+	}
+	return nil
+}
+
+// Save writes the file, if anything has changed since. It goes by way of a second file, so that a full disk can't leave half of one.
+func (l *Ledger) Save(file string) error {
+	text, err := l.marshal()
+	if text == nil && err == nil {
+		return nil
+	}
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(file), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(file+".new", text, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(file+".new", file)
+	}
+	if err != nil {
+		l.mu.Lock()
+		l.changed = true
+		l.mu.Unlock()
+		return fmt.Errorf("keeping what was counted: %w", err)
+	}
+	return nil
+}
+
+// marshal returns nil if there is nothing new.
+func (l *Ledger) marshal() ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.changed {
+		return nil, nil
+	}
+	l.changed = false
+	return json.Marshal(l.state)
+}

@@ -1,0 +1,365 @@
+// Package attempts keeps the ledger of who asks for the endpoint: what the kernel has counted by cgroup, added up by pod and by workload,
+// with names as far as the API server has told them.
+//
+// It is only ever told things. Names may come long after the attempts, or never; nothing waits for them.
+package attempts
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/pods"
+	"github.com/imds-guard/imds-guard/pkg/report"
+	"github.com/imds-guard/imds-guard/pkg/request"
+)
+
+const (
+	// kept is for how long a pod stays in the ledger by itself after its last attempt and its end. Then only its workload's sum has it.
+	kept = 10 * time.Minute
+	// mostSeries is how many pods have series of their own, and mostPods how many are known one by one; mostWorkloads is the same for
+	// the sums of those that are gone. What is beyond is in one sum for all.
+	mostSeries    = 500
+	mostPods      = 5000
+	mostWorkloads = 1000
+	// mostCommands and mostRequests bound what is known of one pod or workload: clients choose both.
+	mostCommands = 10
+	mostRequests = 20
+	// mostCounters bounds what is remembered of the kernel's counters, of which it has fewer.
+	mostCounters = 3 * 4096
+)
+
+// Ledger is safe for use from any goroutine. The zero value is not to be used: see New.
+type Ledger struct {
+	mu sync.Mutex
+	state
+	changed bool // since it was saved
+}
+
+// state is what outlives the agent, in a file.
+type state struct {
+	Since time.Time
+	// Counters are what the kernel's counters stood at, and whose they are.
+	Counters map[string]*counter
+	Pods     map[string]*pod // by UID, or by the number of a cgroup that is no known pod's
+	// Gone are the sums of pods that are no more, by workload.
+	Gone map[string]*gone
+	// Other is the sum of all that no series of their own has and that are gone.
+	Other Calls
+}
+
+type counter struct {
+	Pod   string
+	Count uint64
+}
+
+// Calls is how many were refused, and how many only counted.
+type Calls struct{ Blocked, Audited uint64 }
+
+func (c *Calls) add(more Calls) {
+	c.Blocked += more.Blocked
+	c.Audited += more.Audited
+}
+
+// calls is n of one verdict.
+func calls(v cgroup.Verdict, n uint64) Calls {
+	if v == cgroup.Audited {
+		return Calls{Audited: n}
+	}
+	return Calls{Blocked: n}
+}
+
+// tally is what is known of a pod's, or a workload's, attempts.
+type tally struct {
+	Calls       Calls
+	First, Last time.Time
+	Commands    []string         `json:",omitempty"`
+	Requests    []report.Request `json:",omitempty"`
+}
+
+type pod struct {
+	tally
+	// Known is what the API server has told of it; nil if nothing.
+	Known *pods.Pod `json:",omitempty"`
+	// Unlisted: it has no series of its own.
+	Unlisted bool `json:",omitempty"`
+	// Before are the calls of pods before it with the same name, whose series goes on.
+	Before Calls
+	// Alive is when it was last in the API server's list, Logged whether its first attempt is in the log, and Told when an event told
+	// of it.
+	Alive  time.Time
+	Logged bool
+	Told   time.Time
+}
+
+type gone struct {
+	tally
+	Namespace   string
+	Workload    pods.Workload
+	HostNetwork bool
+	Pods        int
+}
+
+// New makes an empty ledger that begins now.
+func New(now time.Time) *Ledger {
+	return &Ledger{state: newState(now)}
+}
+
+func newState(now time.Time) state {
+	return state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}
+}
+
+// Owner names the pod that a cgroup is of, by its UID; empty if it is of none. ok is false if that can't be said now: then it is asked
+// again the next time.
+type Owner func(cgroup uint64) (uid string, ok bool)
+
+// Counted takes what the kernel has counted.
+func (l *Ledger) Counted(counts []cgroup.Count, owner Owner) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range counts {
+		read := l.counter(c.Asker, owner)
+		if read == nil {
+			continue
+		}
+		more := c.Attempts - read.Count
+		if c.Attempts < read.Count { // it began anew
+			more = c.Attempts
+		}
+		read.Count = c.Attempts
+		if more == 0 {
+			continue
+		}
+		l.changed = true
+		p := l.pod(read.Pod, c.Last)
+		if p == nil {
+			l.Other.add(calls(c.Verdict, more))
+			continue
+		}
+		p.Calls.add(calls(c.Verdict, more))
+		p.Last = latest(p.Last, c.Last)
+	}
+	l.boundCounters(counts)
+}
+
+// counter is what is remembered of one of the kernel's; nil if whose it is can't be said now. That has to be found out while the cgroup is
+// there, and is kept.
+func (l *Ledger) counter(a cgroup.Asker, owner Owner) *counter {
+	key, number := keyOf(a), strconv.FormatUint(a.Cgroup, 10)
+	read := l.Counters[key]
+	if read != nil && read.Pod != number {
+		return read
+	}
+	uid, ok := owner(a.Cgroup)
+	switch {
+	case read == nil && !ok:
+		return nil
+	case read == nil:
+		read = &counter{Pod: cmp.Or(uid, number)}
+		l.Counters[key], l.changed = read, true
+	case uid != "":
+		read.Pod = uid
+	}
+	return read
+}
+
+func keyOf(a cgroup.Asker) string {
+	return strconv.FormatUint(a.Cgroup, 10) + "/" + strconv.FormatUint(uint64(a.Verdict), 10)
+}
+
+// boundCounters forgets those that the kernel has forgotten, if there are too many.
+func (l *Ledger) boundCounters(counts []cgroup.Count) {
+	if len(l.Counters) <= mostCounters {
+		return
+	}
+	kept := map[string]*counter{}
+	for _, c := range counts {
+		if read := l.Counters[keyOf(c.Asker)]; read != nil {
+			kept[keyOf(c.Asker)] = read
+		}
+	}
+	l.Counters = kept
+}
+
+// pod is the one with a UID, new if it has to be; nil if there are too many.
+func (l *Ledger) pod(uid string, now time.Time) *pod {
+	if p := l.Pods[uid]; p != nil {
+		return p
+	}
+	if len(l.Pods) >= mostPods {
+		return nil
+	}
+	p := &pod{Unlisted: l.listed() >= mostSeries}
+	p.First, p.Last = now, now
+	l.Pods[uid], l.changed = p, true
+	return p
+}
+
+func (l *Ledger) listed() (n int) {
+	for _, p := range l.Pods {
+		if !p.Unlisted {
+			n++
+		}
+	}
+	return n
+}
+
+// Attempted takes an attempt's details.
+func (l *Ledger) Attempted(a cgroup.Attempt, owner Owner, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	read := l.counter(a.Asker, owner)
+	if read == nil {
+		return
+	}
+	if p := l.pod(read.Pod, now); p != nil {
+		l.changed = p.called(a.Command) || l.changed
+	}
+}
+
+// called adds a command's name.
+func (t *tally) called(names ...string) (changed bool) {
+	for _, name := range names {
+		if i, known := slices.BinarySearch(t.Commands, name); name != "" && !known && len(t.Commands) < mostCommands {
+			t.Commands, changed = slices.Insert(t.Commands, i, name), true
+		}
+	}
+	return changed
+}
+
+// Requested takes a request that a pod has made.
+func (l *Ledger) Requested(uid string, r request.Request, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.pod(uid, now); p != nil {
+		p.requested(report.Request{Version: r.Version, Document: r.Document, Agent: r.Agent, Count: 1})
+		l.changed = true
+	}
+}
+
+// requested adds requests. Beyond the bound their clients are told apart no more.
+func (t *tally) requested(more ...report.Request) {
+	for _, r := range more {
+		i := slices.IndexFunc(t.Requests, func(known report.Request) bool { return isSame(known, r) })
+		if i < 0 && len(t.Requests) >= mostRequests {
+			r.Agent = ""
+			i = slices.IndexFunc(t.Requests, func(known report.Request) bool { return isSame(known, r) })
+		}
+		if i < 0 {
+			t.Requests = append(t.Requests, r)
+		} else {
+			t.Requests[i].Count += r.Count
+		}
+	}
+}
+
+func isSame(a, b report.Request) bool {
+	return a.Version == b.Version && a.Document == b.Document && a.Agent == b.Agent
+}
+
+// Named takes the pods that there are, and those that were there lately.
+func (l *Ledger) Named(all []pods.Pod, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, known := range all {
+		p := l.Pods[known.UID]
+		if p == nil {
+			continue
+		}
+		if p.Known == nil {
+			p.Known, l.changed = &known, true
+			l.succeed(known.UID, p)
+		}
+		if !known.Ended {
+			p.Alive = now
+		}
+	}
+}
+
+// succeed makes a pod's series that of the pods before it with the same name: a StatefulSet's, or a static one's.
+func (l *Ledger) succeed(uid string, p *pod) {
+	for other, before := range l.Pods {
+		if other == uid || before.Known == nil || before.Known.Namespace != p.Known.Namespace || before.Known.Name != p.Known.Name {
+			continue
+		}
+		delete(l.Pods, other)
+		if !before.Unlisted {
+			p.Before.add(before.series())
+		}
+		l.fold(*before.Known, before)
+	}
+}
+
+// series is what a pod's series has.
+func (p *pod) series() Calls {
+	sum := p.Before
+	sum.add(p.Calls)
+	return sum
+}
+
+// Ended is a pod that is in the ledger by itself no more.
+type Ended struct {
+	UID   string
+	Known pods.Pod
+	Calls Calls
+}
+
+// Expire moves pods that have ended, and have asked no more for long, to their workloads' sums, and returns them.
+func (l *Ledger) Expire(now time.Time) (ended []Ended) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for uid, p := range l.Pods {
+		if now.Sub(latest(p.Last, p.Alive)) < kept {
+			continue
+		}
+		delete(l.Pods, uid)
+		l.changed = true
+		e := Ended{UID: uid, Calls: p.Calls}
+		if p.Known != nil {
+			e.Known = *p.Known
+		}
+		ended = append(ended, e)
+		l.fold(e.Known, p)
+	}
+	return ended
+}
+
+func (l *Ledger) fold(known pods.Pod, p *pod) {
+	if p.Unlisted {
+		l.Other.add(p.series())
+	}
+	key := known.Namespace + "/" + known.Workload.Kind + "/" + known.Workload.Name
+	g := l.Gone[key]
+	if g == nil {
+		if len(l.Gone) >= mostWorkloads {
+			known, key = pods.Pod{}, "//"
+		}
+		if g = l.Gone[key]; g == nil {
+			g = &gone{Namespace: known.Namespace, Workload: known.Workload}
+			l.Gone[key] = g
+		}
+	}
+	g.HostNetwork = g.HostNetwork || known.HostNetwork
+	g.Pods++
+	g.add(p.tally)
+}
+
+func (t *tally) add(more tally) {
+	t.Calls.add(more.Calls)
+	if t.First.IsZero() || more.First.Before(t.First) {
+		t.First = more.First
+	}
+	t.Last = latest(t.Last, more.Last)
+	t.called(more.Commands...)
+	t.requested(more.Requests...)
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,239 @@
+package attempts
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/pods"
+	"github.com/imds-guard/imds-guard/pkg/report"
+	"github.com/imds-guard/imds-guard/pkg/request"
+)
+
+var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// uidOf makes every cgroup a pod's own.
+func uidOf(id uint64) (string, bool) { return "uid-" + strconv.FormatUint(id, 10), true }
+
+func blocked(id, n uint64, at time.Time) cgroup.Count {
+	return cgroup.Count{Asker: cgroup.Asker{Cgroup: id, Verdict: cgroup.Blocked}, Attempts: n, Last: at}
+}
+
+func named(id uint64, name, workload string) pods.Pod {
+	return pods.Pod{UID: "uid-" + strconv.FormatUint(id, 10), Namespace: "shop", Name: name, Workload: pods.Workload{Kind: "Deployment", Name: workload}}
+}
+
+// sum is what all series have together.
+func sum(series []Series) (all Calls) {
+	for _, s := range series {
+		all.add(s.Calls)
+	}
+	return all
+}
+
+func find(series []Series, pod string) (found []Series) {
+	for _, s := range series {
+		if s.Pod == pod {
+			found = append(found, s)
+		}
+	}
+	return found
+}
+
+// The kernel's counters are added up, over their beginning anew; names come later, and take the attempts with them.
+func TestCounted(t *testing.T) {
+	l := New(start)
+	for _, n := range []uint64{3, 5, 5, 2} { // the last is of a map that was made anew
+		l.Counted([]cgroup.Count{blocked(1, n, start)}, uidOf)
+	}
+	l.Counted([]cgroup.Count{{Asker: cgroup.Asker{Cgroup: 1, Verdict: cgroup.Audited}, Attempts: 4, Last: start}}, uidOf)
+	want := Series{Pod: "uid-1", Calls: Calls{Blocked: 7, Audited: 4}}
+	if got := find(l.Series(), "uid-1"); !slices.Equal(got, []Series{want}) {
+		t.Errorf("before it has a name: %+v", got)
+	}
+	l.Named([]pods.Pod{named(1, "web-1", "web"), named(2, "db-0", "db")}, start)
+	want = Series{"shop", "web", "web-1", want.Calls}
+	if got := l.Series(); !slices.Equal(got, []Series{want, {Workload: "other"}}) {
+		t.Errorf("with a name: %+v", got)
+	}
+}
+
+// Whose a cgroup is that can't be said now is asked again, and nothing is counted until then; one that is nobody's is counted as such.
+func TestOwnerComesLater(t *testing.T) {
+	l := New(start)
+	counts := []cgroup.Count{blocked(1, 3, start)}
+	l.Counted(counts, func(uint64) (string, bool) { return "", false })
+	l.Attempted(cgroup.Attempt{Asker: counts[0].Asker, Command: "curl"}, func(uint64) (string, bool) { return "", false }, start)
+	if got := l.Series(); len(got) != 1 || got[0].Calls != (Calls{}) {
+		t.Errorf("counted: %+v", got)
+	}
+	l.Counted(counts, func(uint64) (string, bool) { return "", true })
+	if got := find(l.Series(), "1"); len(got) != 1 || got[0].Blocked != 3 {
+		t.Errorf("of nobody: %+v", got)
+	}
+	l.Counted([]cgroup.Count{blocked(1, 5, start)}, uidOf)
+	if got := find(l.Series(), "uid-1"); len(got) != 1 || got[0].Blocked != 2 {
+		t.Errorf("of a pod: %+v", got)
+	}
+	l.Counted([]cgroup.Count{blocked(1, 6, start)}, func(uint64) (string, bool) { t.Error("asked again"); return "", false })
+}
+
+// Ten thousand pods that come and go leave a bounded number of series and of memory, and no attempt is lost.
+func TestManyPods(t *testing.T) {
+	l := New(start)
+	const many = 10_000
+	for i := range uint64(many) {
+		at := start.Add(time.Duration(i) * time.Millisecond)
+		l.Counted([]cgroup.Count{blocked(i+1, 1, at)}, uidOf)
+		l.Named([]pods.Pod{named(i+1, fmt.Sprint("job-", i), "job")}, at)
+	}
+	series := l.Series()
+	if len(series) != mostSeries+1 || sum(series).Blocked != many {
+		t.Errorf("%d series have %d attempts", len(series), sum(series).Blocked)
+	}
+	if len(l.Pods) > mostPods || len(l.Counters) > mostCounters {
+		t.Errorf("%d pods, %d counters", len(l.Pods), len(l.Counters))
+	}
+	_, rows := l.Workloads()
+	if len(rows) != 1 || rows[0].Blocked != mostPods || rows[0].Pods != mostPods {
+		t.Errorf("the report: %+v", rows)
+	}
+	before := find(series, "")
+	l.Expire(start.Add(time.Hour))
+	after := l.Series()
+	if len(after) != 1 || after[0].Blocked != before[0].Blocked || before[0].Blocked != many-mostSeries {
+		t.Errorf("after their end: %+v, before %+v", after, before)
+	}
+	if _, rows := l.Workloads(); len(rows) != 1 || rows[0].Blocked != mostPods {
+		t.Errorf("the report after their end: %+v", rows)
+	}
+}
+
+// A series goes only some time after its pod, and a pod of the same name goes on with it: a counter must never go back.
+func TestExpire(t *testing.T) {
+	l := New(start)
+	l.Counted([]cgroup.Count{blocked(1, 3, start)}, uidOf)
+	l.Named([]pods.Pod{named(1, "db-0", "db")}, start.Add(time.Minute))
+	if ended := l.Expire(start.Add(kept)); len(ended) != 0 {
+		t.Errorf("ended: %+v", ended)
+	}
+	l.Counted([]cgroup.Count{blocked(2, 2, start)}, uidOf)
+	l.Named([]pods.Pod{named(2, "db-0", "db")}, start.Add(2*time.Minute))
+	if got := find(l.Series(), "db-0"); len(got) != 1 || got[0].Blocked != 5 {
+		t.Errorf("with a pod of the same name: %+v", got)
+	}
+	if ended := l.Expire(start.Add(2*time.Minute + kept)); len(ended) != 1 || ended[0].Calls.Blocked != 2 || ended[0].Known.Name != "db-0" {
+		t.Errorf("ended: %+v", ended)
+	}
+	_, rows := l.Workloads()
+	if len(rows) != 1 || rows[0].Blocked != 5 || rows[0].Pods != 2 || rows[0].Name != "db" {
+		t.Errorf("the report: %+v", rows)
+	}
+}
+
+// What is asked for, and by which command, is kept in bounds.
+func TestDetails(t *testing.T) {
+	l := New(start)
+	l.Counted([]cgroup.Count{blocked(1, 1, start)}, uidOf)
+	for i := range 100 {
+		l.Attempted(cgroup.Attempt{Asker: cgroup.Asker{Cgroup: 1, Verdict: cgroup.Blocked}, Command: fmt.Sprint("c", i%30)}, uidOf, start)
+		l.Requested("uid-1", request.Request{Version: request.V1, Document: request.Credentials, Agent: fmt.Sprint("a", i%40)}, start)
+	}
+	_, rows := l.Workloads()
+	if len(rows) != 1 || len(rows[0].Commands) != mostCommands || len(rows[0].Requests) != mostRequests+1 {
+		t.Fatalf("the report: %+v", rows)
+	}
+	var all uint64
+	for _, r := range rows[0].Requests {
+		all += r.Count
+	}
+	if all != 100 || !slices.IsSorted(rows[0].Commands) {
+		t.Errorf("%d requests, commands %v", all, rows[0].Commands)
+	}
+}
+
+// The log tells of a pod once, as soon as it has a name, or without one after a while; an event once an hour, as long as it asks.
+func TestNews(t *testing.T) {
+	l := New(start)
+	l.Counted([]cgroup.Count{blocked(1, 1, start), blocked(2, 1, start)}, uidOf)
+	l.Named([]pods.Pod{named(1, "web-1", "web")}, start)
+	news := func(at time.Time) (told []string) {
+		for _, n := range l.News(at, 2*time.Second) {
+			told = append(told, fmt.Sprint(n.UID, n.Known.Name, n.Log, n.Event))
+		}
+		return told
+	}
+	for _, c := range []struct {
+		after time.Duration
+		asks  bool
+		want  []string
+	}{
+		{0, false, []string{"uid-1web-1true false"}},
+		{time.Second, false, nil},
+		{2 * time.Second, false, []string{"uid-1web-1false true"}},
+		{11 * time.Second, false, []string{"uid-2true false"}},
+		{30 * time.Minute, true, nil},
+		{61 * time.Minute, false, nil},
+		{62 * time.Minute, true, []string{"uid-1web-1false true"}},
+	} {
+		at := start.Add(c.after)
+		if c.asks {
+			l.Counted([]cgroup.Count{blocked(1, uint64(at.Unix()), at)}, uidOf)
+		}
+		if got := news(at); !slices.Equal(got, c.want) {
+			t.Errorf("after %s: %q, want %q", c.after, got, c.want)
+		}
+	}
+}
+
+// The ledger outlives the agent, with what the kernel's counters stood at; a file that is no ledger is an error, and no more.
+func TestFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "some", "attempts.json")
+	l, err := Open(file, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Counted([]cgroup.Count{blocked(1, 3, start)}, uidOf)
+	l.Requested("uid-1", request.Request{Version: request.V2, Document: request.Token}, start)
+	l.Named([]pods.Pod{named(1, "web-1", "web")}, start)
+	if err := l.Save(file); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(file, start.Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Counted([]cgroup.Count{blocked(1, 4, start)}, uidOf)
+	since, rows := again.Workloads()
+	want := []report.Workload{{
+		Namespace: "shop", Kind: "Deployment", Name: "web", Pods: 1, Blocked: 4, First: start, Last: start,
+		Requests: []report.Request{{Version: request.V2, Document: request.Token, Count: 1}},
+	}}
+	if !since.Equal(start) || !reflect.DeepEqual(rows, want) {
+		t.Errorf("since %s: %+v", since, rows)
+	}
+	for _, text := range []string{"", "{", "[]", `{"Pods": {"a": null}}`, `{"Counters": {"a": null}}`, `{"Gone": {"a": null}}`, `{"Pods": null}`, `{"Since": 1}`} {
+		write(t, file, text)
+		l, err := Open(file, start)
+		if err == nil {
+			t.Errorf("%q is a ledger", text)
+		}
+		l.Counted([]cgroup.Count{blocked(1, 4, start)}, uidOf)
+		if since, rows := l.Workloads(); !since.Equal(start) || len(rows) != 1 {
+			t.Errorf("after %q: since %s: %+v", text, since, rows)
+		}
+	}
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,142 @@
+// What the ledger shows: series, rows of the report, and what is news.
+
+package attempts
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/pods"
+	"github.com/imds-guard/imds-guard/pkg/report"
+)
+
+// Series is a pod's, or that of all others.
+type Series struct {
+	// Namespace and Workload are empty while the pod has no name; Pod is its UID then. Of the sum of all others Workload is "other".
+	Namespace, Workload, Pod string
+	Calls
+}
+
+// Series returns a bounded number.
+func (l *Ledger) Series() []Series {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	other := Series{Workload: "other", Calls: l.Other}
+	list := []Series{}
+	for uid, p := range l.Pods {
+		switch {
+		case p.Unlisted:
+			other.add(p.series())
+		case p.Calls == Calls{}: // only its details have come yet
+		case p.Known != nil:
+			list = append(list, Series{p.Known.Namespace, p.Known.Workload.Name, p.Known.Name, p.series()})
+		default:
+			list = append(list, Series{Pod: uid, Calls: p.Calls})
+		}
+	}
+	return append(list, other)
+}
+
+// Workloads returns the rows of the report, and since when it counts.
+func (l *Ledger) Workloads() (since time.Time, rows []report.Workload) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sums := map[string]*gone{}
+	add := func(key string, g gone) {
+		sum := sums[key]
+		if sum == nil {
+			sum = &gone{Namespace: g.Namespace, Workload: g.Workload}
+			sums[key] = sum
+		}
+		sum.HostNetwork = sum.HostNetwork || g.HostNetwork
+		sum.Pods += g.Pods
+		sum.add(g.tally)
+	}
+	for key, g := range l.Gone {
+		add(key, *g)
+	}
+	for uid, p := range l.Pods {
+		known := pods.Pod{Workload: pods.Workload{Name: uid}}
+		if p.Known != nil {
+			known = *p.Known
+		}
+		if p.Calls != (Calls{}) || len(p.Requests) > 0 {
+			key := known.Namespace + "/" + known.Workload.Kind + "/" + known.Workload.Name
+			add(key, gone{p.tally, known.Namespace, known.Workload, known.HostNetwork, 1})
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(sums)) {
+		s := sums[key]
+		rows = append(rows, report.Workload{
+			Namespace: s.Namespace, Kind: s.Workload.Kind, Name: s.Workload.Name, HostNetwork: s.HostNetwork, Pods: s.Pods,
+			Blocked: s.Calls.Blocked, Audited: s.Calls.Audited, First: s.First, Last: s.Last, Commands: s.Commands, Requests: s.Requests,
+		})
+	}
+	return l.Since, rows
+}
+
+const (
+	// nameless is for how long the log waits for a pod's name, and tellEvery is how often an event tells of the same pod.
+	nameless  = 10 * time.Second
+	tellEvery = time.Hour
+)
+
+// News is a pod to tell of.
+type News struct {
+	UID     string
+	Known   pods.Pod // empty if it has no name
+	Verdict cgroup.Verdict
+	Calls   Calls
+	// Commands are those of the processes that have asked, and Requests what for.
+	Commands []string
+	Requests []report.Request
+	// Log: it has asked for the first time. Event: an event is due.
+	Log, Event bool
+}
+
+// News returns the pods that the log, or an event, has yet to tell of. They count as told. An event waits for that long after the first
+// attempt: what is asked for may be seen by then.
+func (l *Ledger) News(now time.Time, wait time.Duration) (list []News) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, uid := range slices.Sorted(maps.Keys(l.Pods)) {
+		p := l.Pods[uid]
+		if p.Calls == (Calls{}) {
+			continue
+		}
+		n := News{
+			UID: uid, Calls: p.Calls, Verdict: cgroup.Blocked, Commands: slices.Clone(p.Commands), Requests: slices.Clone(p.Requests),
+			Log:   !p.Logged && (p.Known != nil || now.Sub(p.First) > nameless),
+			Event: p.Known != nil && p.Last.After(p.Told.Add(tellEvery)) && now.Sub(p.First) >= wait,
+		}
+		if p.Calls.Blocked == 0 {
+			n.Verdict = cgroup.Audited
+		}
+		if p.Known != nil {
+			n.Known = *p.Known
+		}
+		if n.Event {
+			p.Told = now
+		}
+		p.Logged = p.Logged || n.Log
+		if n.Log || n.Event {
+			l.changed = true
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+// Waiting reports that there is a pod that nobody has told of yet.
+func (l *Ledger) Waiting() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.Pods {
+		if p.Calls != (Calls{}) && (!p.Logged || p.Known != nil && p.Told.IsZero()) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,177 @@
+// Who asks, as the programs have counted it.
+
+package cgroup
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+)
+
+// Verdict is what became of an attempt.
+type Verdict uint64
+
+const (
+	// Blocked: the call was refused.
+	Blocked Verdict = 1
+	// Audited: it was let through, and would have been refused in another mode.
+	Audited Verdict = 2
+	// requested: not a call, but the beginning of a request.
+	requested Verdict = 3
+)
+
+// Asker names who makes attempts, and what becomes of them.
+type Asker struct {
+	// Cgroup is the id of the process's cgroup, which is of a container or further down.
+	Cgroup  uint64
+	Verdict Verdict
+}
+
+// Count is how often somebody has asked, since the map was made, and when last. A counter starts anew when the map is made anew, or when
+// somebody who has not asked for long has made room for others.
+type Count struct {
+	Asker
+	Attempts uint64
+	Last     time.Time
+}
+
+// Attempt is one of somebody's first within a second.
+type Attempt struct {
+	Asker
+	// PID is the process's in the node's PID namespace, and Command its name, of at most 15 bytes. Any process gives itself whatever
+	// name it likes.
+	PID     uint32
+	Command string
+}
+
+// ErrNoMaps says that the layer has yet to be put in force: what it counts in is not there.
+var ErrNoMaps = errors.New("the maps of the layer cgroup are not there yet")
+
+func openPinned(what, path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoMaps
+	}
+	m, why := openMap(what, path, spec)
+	if why != "" {
+		return nil, errors.New(why)
+	}
+	return m, nil
+}
+
+// Counts returns who has asked.
+func Counts() (counts []Count, err error) {
+	m, err := openPinned("the count of attempts", attemptsPin(), attemptsSpec)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	now, monotonic := time.Now(), uptime()
+	var key [2]uint64
+	var value [3]uint64
+	all := m.Iterate()
+	for all.Next(&key, &value) {
+		if verdict := Verdict(key[1]); verdict != requested {
+			last := now.Add(time.Duration(value[1]) - monotonic)
+			counts = append(counts, Count{Asker{key[0], verdict}, value[0], last})
+		}
+	}
+	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // written to meanwhile
+		return nil, fmt.Errorf("reading the count of attempts: %w", err)
+	}
+	return counts, nil
+}
+
+// uptime is the clock of bpf_ktime_get_ns.
+func uptime() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
+// FollowAttempts calls told with attempts as they are made, of each asker at most one a second, until ctx ends or the layer has made another
+// map for them.
+func FollowAttempts(ctx context.Context, told func(Attempt)) error {
+	return follow(ctx, "the news of attempts", newsPin(), newsSpec, func(raw []byte) {
+		if len(raw) == -event {
+			word := binary.NativeEndian.Uint64
+			told(Attempt{Asker{word(raw), Verdict(word(raw[8:]))}, uint32(word(raw[16:]) >> 32), unix.ByteSliceToString(raw[24:])})
+		}
+	})
+}
+
+// FollowRequests does the same with the beginnings of requests that processes of a cgroup send, in audit mode; of each cgroup at most
+// one a millisecond. shown must not keep what it is given, which may hold secrets and is overwritten when it returns.
+func FollowRequests(ctx context.Context, shown func(cgroup uint64, beginning []byte)) error {
+	return follow(ctx, "the beginnings of requests", beginningsPin(), beginningsSpec, func(raw []byte) {
+		if len(raw) != shownHead+mostShown {
+			return
+		}
+		word := binary.NativeEndian.Uint64
+		defer clear(raw)
+		shown(word(raw), raw[shownHead:shownHead+min(word(raw[16:]), mostShown)])
+	})
+}
+
+// checkEvery is how often to see whether a map is still the one that is written to.
+const checkEvery = 10 * time.Second
+
+func follow(ctx context.Context, what, path string, spec ebpf.MapSpec, record func([]byte)) error {
+	m, err := openPinned(what, path, spec)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	r, err := ringbuf.NewReader(m)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", what, err)
+	}
+	defer r.Close()
+	defer context.AfterFunc(ctx, func() { r.Close() })()
+	var got ringbuf.Record
+	for {
+		r.SetDeadline(time.Now().Add(checkEvery))
+		switch err := r.ReadInto(&got); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if same, err := isSame(m, path, what, spec); err != nil || !same {
+				return cmp.Or(err, ErrNoMaps)
+			}
+		case err != nil:
+			return fmt.Errorf("reading %s: %w", what, err)
+		default:
+			record(got.RawSample)
+		}
+	}
+}
+
+// isSame reports whether a map is the one that is pinned.
+func isSame(m *ebpf.Map, path, what string, spec ebpf.MapSpec) (bool, error) {
+	now, err := openPinned(what, path, spec)
+	if err != nil {
+		return false, err
+	}
+	defer now.Close()
+	before, err := m.Info()
+	if err != nil {
+		return false, err
+	}
+	after, err := now.Info()
+	if err != nil {
+		return false, err
+	}
+	a, _ := before.ID()
+	b, _ := after.ID()
+	return a == b, nil
+}

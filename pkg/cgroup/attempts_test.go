@@ -1,0 +1,159 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
+	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
+)
+
+// gather has attempts, or beginnings of requests, gathered until the test ends.
+func gather(w *world, run func(context.Context, func(string)) error) (got func() []string) {
+	var mu sync.Mutex
+	var all []string
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() {
+		done <- w.Host().Do(func() error {
+			return run(ctx, func(s string) {
+				mu.Lock()
+				defer mu.Unlock()
+				all = append(all, s)
+			})
+		})
+	}()
+	w.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != context.Canceled {
+			w.t.Errorf("following ends with %v", err)
+		}
+	})
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(all)
+	}
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never came to this: %s", what)
+		}
+	}
+}
+
+// Every attempt is counted by its cgroup; the first of each within a second is told at once, with the process's name; a flood from one
+// hides no other. The count outlives the agent.
+func TestAttempts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, f := range imds.Families {
+		w.repair(f)
+	}
+	told := gather(w, func(ctx context.Context, add func(string)) error {
+		return FollowAttempts(ctx, func(a Attempt) { add(fmt.Sprint(a.Cgroup, " ", a.Verdict, " ", a.Command)) })
+	})
+	began := time.Now()
+	const one, other = "burstable/pod1/container", "pod2"
+	if _, err := w.SocketCallsBy(one, w.pod.Namespace, "timed-connect 169.254.169.254:80"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.SocketCallsBy(other, w.pod.Namespace, "tcp [fd00:ec2::254]:80"); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Base(os.Args[0])
+	name = name[:min(len(name), 15)]
+	eventually(t, "both are told of", func() bool {
+		return slices.Contains(told(), fmt.Sprint(w.id(one), " 1 ", name)) && slices.Contains(told(), fmt.Sprint(w.id(other), " 1 ", name))
+	})
+	if most := int(time.Since(began)/time.Second) + 3; len(told()) > most {
+		t.Errorf("%d calls were told %d times, more than %d", testnode.TimedCalls+1, len(told()), most)
+	}
+	w.letGo()
+	for _, f := range imds.Families {
+		w.must(f, layer.Enforced, "")
+	}
+	for cgroup, calls := range map[string]uint64{one: testnode.TimedCalls, other: 1} {
+		c := w.counted()[Asker{w.id(cgroup), Blocked}]
+		if c.Attempts != calls || c.Last.Before(began.Add(-time.Second)) || c.Last.After(time.Now().Add(time.Second)) {
+			t.Errorf("%s: counted: %+v, want %d", cgroup, c, calls)
+		}
+	}
+}
+
+// In audit mode nothing is refused, and everything is counted; from enforcing to that and back there is nothing left of the other.
+func TestAuditOnly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	enforce, audit := w.policy, w.policy.WithMode(policy.AuditOnly)
+	put := func(p policy.Policy, s layer.State, calls string) {
+		t.Helper()
+		w.policy = p
+		for _, f := range imds.Families {
+			w.repair(f)
+			found := w.must(f, s, "")
+			if len(found.Rules) != len(hooksOf(f, p.AuditOnly())) {
+				t.Errorf("%s: read back: %q", f, found.Rules)
+			}
+			w.mustAll(w.pod.Namespace, f, calls, s.String())
+		}
+		if left := strings.Contains(w.sh("ls /sys/fs/bpf/imds-guard"), "egress"); left != p.AuditOnly() {
+			t.Errorf("%s: that egress is pinned is %t", s, left)
+		}
+	}
+	put(audit, layer.Auditing, "sent")
+	calls := uint64(len(spellings[imds.IPv4]) + len(spellings[imds.IPv6]))
+	// A UDP socket that is connected to the mapped address, and not refused by one hook, is asked of by IPv4's, too.
+	if c := w.counted()[Asker{w.id("pod1/container"), Audited}]; c.Attempts != calls+1 {
+		t.Errorf("counted: %+v, want %d", c, calls+1)
+	}
+	if blocked := w.look(imds.IPv4).Blocked; blocked != 0 {
+		t.Errorf("%d calls were refused", blocked)
+	}
+	put(enforce, layer.Enforced, "EPERM")
+	if c := w.counted()[Asker{w.id("pod1/container"), Blocked}]; c.Attempts != calls {
+		t.Errorf("counted: %+v, want %d", c, calls)
+	}
+	put(audit, layer.Auditing, "sent")
+	w.letGo()
+	put(enforce, layer.Enforced, "EPERM")
+}
+
+// In audit mode the beginnings of requests are shown, of both families; answers and other requests never are.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.policy = w.policy.WithMode(policy.AuditOnly)
+	for _, f := range imds.Families {
+		w.repair(f)
+	}
+	shown := gather(w, func(ctx context.Context, add func(string)) error {
+		return FollowRequests(ctx, func(cgroup uint64, beginning []byte) { add(fmt.Sprint(cgroup, " ", string(beginning))) })
+	})
+	long := strings.Repeat("x", 3000)
+	got := w.try(w.pod.Namespace, "get probe/1@http://169.254.169.254/latest/meta-data/instance-id", "get http://[fd00:ec2::254]/latest/meta-data/instance-id?"+long)
+	if slices.ContainsFunc(got, isNot("200")) {
+		t.Fatalf("the requests end with %q", got)
+	}
+	id := w.id("pod1/container")
+	want := []string{
+		fmt.Sprint(id, " GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: probe/1\r\nConnection: close\r\n\r\n"),
+		fmt.Sprint(id, " ", ("GET /latest/meta-data/instance-id?" + long)[:mostShown]),
+	}
+	eventually(t, "both are shown", func() bool { return len(shown()) >= 2 })
+	if got := shown(); !slices.Equal(got, want) {
+		t.Errorf("shown: %q", got)
+	}
+}
