@@ -111,6 +111,9 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 		Layers: layers, Policy: c.Policy(), Resync: c.Resync, Log: log,
 		Recorder: recorder{a.metrics, a.cluster, a.repaired}, Looked: a.observer.Wake, Suspect: a.suspect, Evidence: a.evidence,
 	})
+	if c.Mode == policy.AuditOnly {
+		c.ProbeInterval = 0 // there is nothing to be stopped by
+	}
 	own := newOwnPackets()
 	a.prober = prober{
 		makeAll: probes{c.Interfaces, a.freshLooks, own}.all, own: own, interval: c.ProbeInterval, log: log, ended: a.probed,
@@ -146,17 +149,12 @@ func (a *agent) parts() []func(context.Context) {
 		parts = append(parts, a.cluster.reporter.Run)
 	}
 	if a.elsewhere == "" {
-		parts = append(parts, a.observe, a.links.Run, a.remember, answers{a.record.Socket(), a.report, a.log}.run)
+		parts = append(parts, a.observe, a.links.Run, a.remember, a.prober.run, answers{a.record.Socket(), a.report, a.log}.run)
 		if a.config.Mode == policy.AuditOnly {
 			parts = append(parts, a.letGo)
-		} else {
-			parts = append(parts, a.prober.run)
 		}
 		if a.asking != nil {
-			parts = append(parts, a.asking.run, a.asking.follow)
-			if a.config.Mode == policy.AuditOnly {
-				parts = append(parts, a.asking.look)
-			}
+			parts = append(parts, a.asking.run)
 		}
 		if slices.Contains(a.config.Layers, cgroup.LayerName) {
 			parts = append(parts, a.hosts.run)

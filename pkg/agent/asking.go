@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -52,14 +53,9 @@ type asking struct {
 	told   *rate.Limiter
 }
 
-// newAsking opens the ledger.
 func newAsking(file string, log *slog.Logger) *asking {
-	ledger, err := attempts.Open(file, time.Now())
-	if err != nil {
-		log.Warn("the attempts of pods are counted anew", "error", err)
-	}
 	return &asking{
-		log: log, file: file, ledger: ledger, wake: make(chan struct{}, 1),
+		log: log, file: file, ledger: attempts.New(time.Now()), wake: make(chan struct{}, 1),
 		lines: rate.NewLimiter(askingRate, askingBurst), told: rate.NewLimiter(askingRate, askingBurst),
 	}
 }
@@ -102,8 +98,17 @@ func (a *asking) lost(err error) {
 	a.Wake()
 }
 
-// run keeps the ledger until ctx ends.
+// run keeps the ledger until ctx ends. It begins with what an agent before this one has left.
 func (a *asking) run(ctx context.Context) {
+	if err := a.ledger.Load(a.file); err != nil {
+		a.log.Warn("the attempts of pods are counted anew", "error", err)
+	}
+	var followers sync.WaitGroup
+	defer followers.Wait()
+	followers.Go(func() { a.follow(ctx) })
+	if a.auditOnly {
+		followers.Go(func() { a.look(ctx) })
+	}
 	var saved, active time.Time
 	var logged string
 	for {

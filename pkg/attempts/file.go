@@ -9,17 +9,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 )
 
-// Open reads a ledger from its file. Without one it begins now. A file that can't be read is an error, and the ledger begins now, too.
-func Open(file string, now time.Time) (*Ledger, error) {
-	l := New(now)
+// Load goes on with what an earlier agent has saved, in the place of what is in the ledger. Without a file, or with one that can't be
+// read, which is an error, the ledger stays as it is.
+func (l *Ledger) Load(file string) error {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return l, nil
+		return nil
 	}
-	s := newState(now)
+	var s state
 	if err == nil {
 		err = json.Unmarshal(text, &s)
 	}
@@ -27,10 +26,12 @@ func Open(file string, now time.Time) (*Ledger, error) {
 		err = s.check()
 	}
 	if err != nil {
-		return l, fmt.Errorf("reading what was counted before: %w", err)
+		return fmt.Errorf("reading what was counted before: %w", err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.state = s
-	return l, nil
+	return nil
 }
 
 // check finds what would make the program fail later.

@@ -32,7 +32,7 @@ const (
 	mostCounters = 3 * 4096
 )
 
-// Ledger is safe for use from any goroutine. The zero value is not to be used: see New.
+// Ledger may be used from any goroutine. See New.
 type Ledger struct {
 	mu sync.Mutex
 	state
@@ -88,11 +88,14 @@ type pod struct {
 	Unlisted bool `json:",omitempty"`
 	// Before are the calls of pods before it with the same name, whose series goes on.
 	Before Calls
+	// Verdict is that of the last attempt that was counted.
+	Verdict cgroup.Verdict
 	// Alive is when it was last in the API server's list, Logged whether its first attempt is in the log, and Told when an event told
-	// of it.
+	// of it, as what.
 	Alive  time.Time
 	Logged bool
 	Told   time.Time
+	ToldAs cgroup.Verdict
 }
 
 type gone struct {
@@ -105,11 +108,7 @@ type gone struct {
 
 // New makes an empty ledger that begins now.
 func New(now time.Time) *Ledger {
-	return &Ledger{state: newState(now)}
-}
-
-func newState(now time.Time) state {
-	return state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}
+	return &Ledger{state: state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
 }
 
 // Owner names the pod that a cgroup is of, by its UID; empty if it is of none. ok is false if that can't be said now: then it is asked
@@ -140,7 +139,9 @@ func (l *Ledger) Counted(counts []cgroup.Count, owner Owner) {
 			continue
 		}
 		p.Calls.add(calls(c.Verdict, more))
-		p.Last = latest(p.Last, c.Last)
+		if !c.Last.Before(p.Last) {
+			p.Last, p.Verdict = c.Last, c.Verdict
+		}
 	}
 	l.boundCounters(counts)
 }

@@ -181,6 +181,7 @@ func TestNews(t *testing.T) {
 		{30 * time.Minute, true, nil},
 		{61 * time.Minute, false, nil},
 		{62 * time.Minute, true, []string{"uid-1web-1false true"}},
+		{63 * time.Minute, true, nil},
 	} {
 		at := start.Add(c.after)
 		if c.asks {
@@ -190,13 +191,18 @@ func TestNews(t *testing.T) {
 			t.Errorf("after %s: %q, want %q", c.after, got, c.want)
 		}
 	}
+	at := start.Add(64 * time.Minute)
+	l.Counted([]cgroup.Count{{Asker: cgroup.Asker{Cgroup: 1, Verdict: cgroup.Audited}, Attempts: 1, Last: at}}, uidOf)
+	if got := news(at); !slices.Equal(got, []string{"uid-1web-1false true"}) {
+		t.Errorf("when it is refused no more: %q", got)
+	}
 }
 
 // The ledger outlives the agent, with what the kernel's counters stood at; a file that is no ledger is an error, and no more.
 func TestFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "some", "attempts.json")
-	l, err := Open(file, start)
-	if err != nil {
+	l := New(start)
+	if err := l.Load(file); err != nil {
 		t.Fatal(err)
 	}
 	l.Counted([]cgroup.Count{blocked(1, 3, start)}, uidOf)
@@ -205,8 +211,8 @@ func TestFile(t *testing.T) {
 	if err := l.Save(file); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Open(file, start.Add(time.Hour))
-	if err != nil {
+	again := New(start.Add(time.Hour))
+	if err := again.Load(file); err != nil {
 		t.Fatal(err)
 	}
 	again.Counted([]cgroup.Count{blocked(1, 4, start)}, uidOf)
@@ -220,8 +226,8 @@ func TestFile(t *testing.T) {
 	}
 	for _, text := range []string{"", "{", "[]", `{"Pods": {"a": null}}`, `{"Counters": {"a": null}}`, `{"Gone": {"a": null}}`, `{"Pods": null}`, `{"Since": 1}`} {
 		write(t, file, text)
-		l, err := Open(file, start)
-		if err == nil {
+		l := New(start)
+		if err := l.Load(file); err == nil {
 			t.Errorf("%q is a ledger", text)
 		}
 		l.Counted([]cgroup.Count{blocked(1, 4, start)}, uidOf)

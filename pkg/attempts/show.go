@@ -85,8 +85,9 @@ const (
 
 // News is a pod to tell of.
 type News struct {
-	UID     string
-	Known   pods.Pod // empty if it has no name
+	UID   string
+	Known pods.Pod // empty if it has no name
+	// Verdict is that of its last attempt.
 	Verdict cgroup.Verdict
 	Calls   Calls
 	// Commands are those of the processes that have asked, and Requests what for.
@@ -96,7 +97,7 @@ type News struct {
 	Log, Event bool
 }
 
-// News returns the pods that the log, or an event, has yet to tell of. They count as told. An event waits for that long after the first
+// News returns the pods that the log, or an event, has yet to tell of: the latter once an hour, and when a pod that was let through is refused. They count as told. An event waits for that long after the first
 // attempt: what is asked for may be seen by then.
 func (l *Ledger) News(now time.Time, wait time.Duration) (list []News) {
 	l.mu.Lock()
@@ -107,18 +108,15 @@ func (l *Ledger) News(now time.Time, wait time.Duration) (list []News) {
 			continue
 		}
 		n := News{
-			UID: uid, Calls: p.Calls, Verdict: cgroup.Blocked, Commands: slices.Clone(p.Commands), Requests: slices.Clone(p.Requests),
+			UID: uid, Calls: p.Calls, Verdict: p.Verdict, Commands: slices.Clone(p.Commands), Requests: slices.Clone(p.Requests),
 			Log:   !p.Logged && (p.Known != nil || now.Sub(p.First) > nameless),
-			Event: p.Known != nil && p.Last.After(p.Told.Add(tellEvery)) && now.Sub(p.First) >= wait,
-		}
-		if p.Calls.Blocked == 0 {
-			n.Verdict = cgroup.Audited
+			Event: p.Known != nil && (p.Last.After(p.Told.Add(tellEvery)) || p.Verdict != p.ToldAs) && now.Sub(p.First) >= wait,
 		}
 		if p.Known != nil {
 			n.Known = *p.Known
 		}
 		if n.Event {
-			p.Told = now
+			p.Told, p.ToldAs = now, p.Verdict
 		}
 		p.Logged = p.Logged || n.Log
 		if n.Log || n.Event {
