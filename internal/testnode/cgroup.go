@@ -120,7 +120,7 @@ func (n *Node) inCgroup(cmd *exec.Cmd, cgroup string) (io.Closer, error) {
 // SocketCalls makes socket calls as a process of a container of a pod, in a network namespace: each "HOW ADDRESS:PORT", where
 // HOW is tcp, udp, udp-sendto, fastopen or mptcp. It returns what came of each: "sent", or the error's name, such as EPERM. With
 // timed-connect and timed-send it makes TimedCalls of UDP, and returns how long one takes, in nanoseconds: "123ns". "get URL" and
-// "get CLIENT@URL" is an HTTP request, and returns the status, or EPERM.
+// "get CLIENT@URL" is an HTTP request, and returns the status, or EPERM; get-v2 is the same with a token.
 // The program that calls it has to begin with [RunSocketCalls].
 func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, err error) {
 	return n.SocketCallsBy(containerCgroup, in, calls...)
@@ -199,8 +199,8 @@ func RunSocketCalls() bool {
 
 func socketCall(call string) string {
 	how, to, _ := strings.Cut(call, " ")
-	if how == "get" {
-		return get(to)
+	if how == "get" || how == "get-v2" {
+		return get(to, how == "get-v2")
 	}
 	address := netip.MustParseAddrPort(to)
 	family := unix.AF_INET
@@ -246,27 +246,44 @@ func socketCall(call string) string {
 	return unix.ErrnoName(err.(unix.Errno))
 }
 
-// get makes an HTTP request, of a client with the name that is before an @, if there is one.
-func get(url string) string {
+// get makes an HTTP request, of a client with the name that is before an @, if there is one; for IMDSv2 it gets a token first.
+func get(url string, v2 bool) string {
 	agent, rest, named := strings.Cut(url, "@")
 	if !named {
 		agent, rest = "", url
 	}
-	r, err := http.NewRequest(http.MethodGet, rest, nil)
-	if err != nil {
-		return "request:" + strings.ReplaceAll(err.Error(), " ", "-")
-	}
-	r.Header.Set("User-Agent", agent)
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}
-	answer, err := client.Do(r)
-	switch {
-	case errors.Is(err, unix.EPERM):
-		return "EPERM"
-	case err != nil:
-		return "request:" + strings.ReplaceAll(err.Error(), " ", "-")
+	do := func(method, url, header, value string) (status, body string) {
+		r, err := http.NewRequest(method, url, nil)
+		if err != nil {
+			panic(err)
+		}
+		r.Header.Set("User-Agent", agent)
+		if header != "" {
+			r.Header.Set(header, value)
+		}
+		answer, err := client.Do(r)
+		switch {
+		case errors.Is(err, unix.EPERM):
+			return "EPERM", ""
+		case err != nil:
+			return "request:" + strings.ReplaceAll(err.Error(), " ", "-"), ""
+		}
+		defer answer.Body.Close()
+		text, _ := io.ReadAll(answer.Body)
+		return strconv.Itoa(answer.StatusCode), string(text)
 	}
-	defer answer.Body.Close()
-	return strconv.Itoa(answer.StatusCode)
+	if !v2 {
+		status, _ := do(http.MethodGet, rest, "", "")
+		return status
+	}
+	host, _, _ := strings.Cut(strings.TrimPrefix(rest, "http://"), "/")
+	status, token := do(http.MethodPut, "http://"+host+"/latest/api/token", ttlHeader, strconv.Itoa(maxTTL))
+	if status != "200" {
+		return status
+	}
+	status, _ = do(http.MethodGet, rest, tokenHeader, token)
+	return status
 }
 
 func timed(call func()) string {

@@ -21,6 +21,8 @@ const (
 const (
 	imdsToken = "AQAEAExampleTokenOfTheStandIn=="
 	ttlHeader = "X-aws-ec2-metadata-token-ttl-seconds"
+	// tokenHeader is as net/http spells it.
+	tokenHeader = "X-Aws-Ec2-Metadata-Token"
 	maxTTL    = 21600
 )
 
@@ -76,7 +78,7 @@ func (m *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	if token, given := r.Header["X-Aws-Ec2-Metadata-Token"]; given && token[0] != imdsToken {
+	if token, given := r.Header[tokenHeader]; given && token[0] != imdsToken {
 		http.Error(w, "unauthorized", http.StatusUnauthorized)
 		return
 	}

@@ -3,7 +3,9 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
@@ -14,8 +16,9 @@ import (
 
 func (a *agent) report() report.Node {
 	s := a.status()
+	host, _ := os.Hostname()
 	n := report.Node{
-		Node: a.config.NodeName, Version: a.version, Mode: string(a.config.Mode), Protected: s.Protected, Degraded: s.Degraded,
+		Node: cmp.Or(a.config.NodeName, host), Version: a.version, Mode: string(a.config.Mode), Protected: s.Protected, Degraded: s.Degraded,
 		Layers: []report.Layer{}, Workloads: []report.Workload{},
 	}
 	var incomplete []string

@@ -61,7 +61,8 @@ func demo(ctx context.Context, opts options, out *printer) (err error) {
 		take  func(context.Context) error
 	}{
 		{"A pod steals the node's credentials", d.stepSteal},
-		{"imds-guard starts on the node", d.stepStart},
+		{"In audit mode, imds-guard says who would miss it", d.stepAudit},
+		{"imds-guard starts on the node, and enforces", d.stepStart},
 		{"Pods are blocked, and nothing else is", d.stepBlocked},
 		{"So is a pod in the node's own network, if that is asked for", d.stepHostNetwork},
 		{"The guard proves it by packets of its own", d.stepProbe},

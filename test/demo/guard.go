@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imds-guard/imds-guard/internal/testnode"
 )
 
@@ -22,10 +24,10 @@ type guard struct {
 	ended <-chan error
 }
 
-// startGuard starts the guard on the node and waits until it says that it is ready.
-func (d *demonstration) startGuard(ctx context.Context) error {
+// startGuard starts the guard on the node, with more flags, and waits until it says that it is ready.
+func (d *demonstration) startGuard(ctx context.Context, more ...string) error {
 	cmd := d.node.Command(ctx, d.opts.guard, append([]string{"run", "--kubernetes", "off", "--metrics-bind-address", metricsAddress,
-		"--log-format", "text"}, d.flags()...)...)
+		"--log-format", "text"}, append(d.flags(), more...)...)...)
 	g := &guard{cmd: cmd, log: &testnode.Log{}}
 	cmd.Stdout, cmd.Stderr = g.log, g.log
 	var err error
@@ -49,6 +51,17 @@ func (d *demonstration) startGuard(ctx context.Context) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// stop ends the guard as the kubelet does.
+func (g *guard) stop() error {
+	if err := g.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		return fmt.Errorf("stopping the guard: %w", err)
+	}
+	if err := <-g.ended; !g.cmd.ProcessState.Success() {
+		return fmt.Errorf("stopping the guard: %w", err)
+	}
+	return nil
 }
 
 // kill ends the guard in the way that leaves it no time for anything.
