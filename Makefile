@@ -30,7 +30,7 @@ ifdef FIGURES
 e2e_flags := -tags e2e,figures -timeout 120m
 endif
 # RUN=TestSeedStory runs one test only, FIGURES=FILE measures as well (40 minutes more): see test/e2e/README.md.
-e2e: bin/helm ## every test on a real Kubernetes node, which is built first: 12 to 20 minutes the first time (needs root)
+e2e: build bin/helm ## every test on a real Kubernetes node, which is built first: 12 to 20 minutes the first time (needs root)
 	@hack/packages containerd runc containernetworking-plugins debootstrap buildah iptables nftables iproute2 conntrack \
 	  curl openssl procps util-linux
 	test/e2e/node/build.sh

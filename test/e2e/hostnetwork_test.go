@@ -25,7 +25,7 @@ func TestHostNetworkPods(t *testing.T) {
 		t.Helper()
 		wait(t, "the agent to name it", func() error {
 			for _, line := range strings.Split(strings.Join(node.agentLog(t, pod), "\n"), "\n") {
-				if strings.Contains(line, message) && strings.Contains(line, `"namespace":"default","pod":"asker","uid":"`+string(asker.uid)+`"`) {
+				if strings.Contains(line, message) && strings.Contains(line, `"pod":"asker","hostNetwork":true,"uid":"`+string(asker.uid)+`"`) {
 					return nil
 				}
 			}
@@ -62,6 +62,6 @@ func TestHostNetworkPods(t *testing.T) {
 	node.Helm(t, "upgrade", "imds-guard", chart(t), "--reset-then-reuse-values", "--set", "agent.hostNetworkNamespaces={kube-system}",
 		"--set", "agent.hostNetworkPods=audit")
 	pod = node.waitAgent(t, "the agent that audits", hasArgs("--interface=eni+", "--host-network-pods=audit"))
-	named("with block it would be refused")
+	named("and would be refused")
 	asker.WaitAnswers(t, 5)
 }
