@@ -23,11 +23,11 @@ func Pods(directory string) (ids map[string]uint64, owners map[uint64]string, er
 	ids, owners = map[string]uint64{}, map[uint64]string{}
 	at := map[string]string{} // the owners, by path: a cgroup comes after the one that it is in
 	err = walk(directory, func(path string, id uint64) bool {
-		uid := podOf(filepath.Base(path))
-		if uid != "" {
-			ids[uid] = id
-		} else {
-			uid = at[filepath.Dir(path)]
+		uid := at[filepath.Dir(path)]
+		if uid == "" { // what is in a pod is the pod's, whatever the pod calls it
+			if uid = podOf(filepath.Base(path)); uid != "" {
+				ids[uid] = id
+			}
 		}
 		if uid != "" {
 			owners[id], at[path] = uid, uid

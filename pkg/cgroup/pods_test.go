@@ -29,13 +29,15 @@ func TestPodOfName(t *testing.T) {
 	}
 }
 
-// Pods are found at both levels, and a container's cgroup leads to its pod.
+// Pods are found at both levels, and a container's cgroup leads to its pod, also one that the container has given another pod's name:
+// else a privileged pod could be let through as that one, or ask in its name.
 func TestPodsBelow(t *testing.T) {
 	directory := t.TempDir()
 	const one, two = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"
 	guaranteed, burstable := filepath.Join(directory, "pod"+one), filepath.Join(directory, "burstable", "pod"+two)
 	deep := filepath.Join(burstable, "container", "init.scope")
-	for _, path := range []string{guaranteed, deep} {
+	forged := filepath.Join(guaranteed, "container", "pod"+two)
+	for _, path := range []string{guaranteed, deep, filepath.Join(forged, "x")} {
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +59,7 @@ func TestPodsBelow(t *testing.T) {
 	if err != nil || len(ids) != 2 || ids[one] != id(guaranteed) || ids[two] != id(burstable) {
 		t.Errorf("%v, %v", ids, err)
 	}
-	for path, want := range map[string]string{guaranteed: one, burstable: two, deep: two, filepath.Join(directory, "burstable"): ""} {
+	for path, want := range map[string]string{guaranteed: one, burstable: two, deep: two, filepath.Join(directory, "burstable"): "", forged: one, filepath.Join(forged, "x"): one} {
 		if got := owners[id(path)]; got != want {
 			t.Errorf("%s: %q, want %q", path, got, want)
 		}
