@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -44,9 +45,9 @@ func TestList(t *testing.T) {
 		},
 	}, func() { changed <- struct{}{} })
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { w.Run(ctx); close(ended) }()
-	defer func() { cancel(); <-ended }()
+	stopped := make(chan struct{})
+	go func() { w.Run(ctx); close(stopped) }()
+	defer func() { cancel(); <-stopped }()
 	if list, known := w.List(); known || len(list) > 0 {
 		t.Errorf("before the API server has answered: %v", list)
 	}
@@ -93,9 +94,78 @@ func TestList(t *testing.T) {
 	events.Modify(&late)
 	<-changed
 	must("one:u1:host own:u5 static:hash:host")
+	one := pod("one", "u1", corev1.PodRunning, nil)
+	events.Delete(&one)
+	<-changed
+	must("own:u5 static:hash:host")
+	var ended []string
+	known, _ := w.Known()
+	for _, p := range known {
+		if p.Ended {
+			ended = append(ended, p.Name)
+		}
+	}
+	if slices.Sort(ended); !slices.Equal(ended, []string{"done", "failed", "late", "one"}) {
+		t.Errorf("of those that have ended these are known: %q", ended)
+	}
 	for _, item := range w.store.List() {
 		if p := item.(*corev1.Pod); len(p.Labels)+len(p.Spec.Containers) > 0 || len(p.Annotations) > 2 {
 			t.Errorf("more is kept of %s than is needed: %+v", p.Name, p)
+		}
+	}
+}
+
+// A pod that is gone is known for a while, and of those a bounded number.
+func TestGone(t *testing.T) {
+	w := newWatch(&cache.ListWatch{}, func() {})
+	now := time.Now()
+	old, late := pod("old", "u1", corev1.PodRunning, nil), pod("late", "u2", corev1.PodRunning, nil)
+	w.bury(&old, now.Add(-goneFor-time.Second))
+	w.bury(cache.DeletedFinalStateUnknown{Obj: &late}, now)
+	w.bury(cache.DeletedFinalStateUnknown{Obj: "what"}, now)
+	if known, _ := w.Known(); len(known) != 1 || known[0].Name != "late" || !known[0].Ended {
+		t.Errorf("known: %+v", known)
+	}
+	for i := range 3 * mostGone {
+		p := pod("p", strconv.Itoa(i), corev1.PodRunning, nil)
+		w.bury(&p, now)
+	}
+	if known, _ := w.Known(); len(known) > mostGone {
+		t.Errorf("%d are known", len(known))
+	}
+}
+
+// A pod's workload is what a person calls it: the Deployment instead of its ReplicaSet, the CronJob instead of its Job.
+func TestWorkload(t *testing.T) {
+	yes, no := true, false
+	owned := func(kind, name string, controller *bool, hash string) *corev1.Pod {
+		p := pod("p", "u", corev1.PodRunning, nil)
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "Other", Name: "o"}, {Kind: kind, Name: name, Controller: controller}}
+		p.Labels = map[string]string{templateHash: hash}
+		return &p
+	}
+	bare := pod("p", "u", corev1.PodRunning, nil)
+	for _, c := range []struct {
+		pod  *corev1.Pod
+		want Workload
+	}{
+		{&bare, Workload{"Pod", "p"}},
+		{owned("ReplicaSet", "web-77d", &yes, "77d"), Workload{"Deployment", "web"}},
+		{owned("ReplicaSet", "web-77d", &yes, "88e"), Workload{"ReplicaSet", "web-77d"}},
+		{owned("ReplicaSet", "web", &yes, ""), Workload{"ReplicaSet", "web"}},
+		{owned("StatefulSet", "db", &yes, ""), Workload{"StatefulSet", "db"}},
+		{owned("StatefulSet", "db", &no, ""), Workload{"Pod", "p"}},
+		{owned("StatefulSet", "db", nil, ""), Workload{"Pod", "p"}},
+		{owned("Job", "nightly-29012345", &yes, ""), Workload{"CronJob", "nightly"}},
+		{owned("Job", "import-1", &yes, ""), Workload{"Job", "import-1"}},
+		{owned("Node", "n", &yes, ""), Workload{"Pod", "p"}},
+	} {
+		small, err := reduce(c.pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := podOf(small.(*corev1.Pod)).Workload; got != c.want {
+			t.Errorf("%+v: %+v, want %+v", c.pod.OwnerReferences, got, c.want)
 		}
 	}
 }
