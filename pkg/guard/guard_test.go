@@ -663,6 +663,7 @@ func TestJudgeByEvidence(t *testing.T) {
 		noPath         = layer.Reading{State: layer.Unsupported, NoPath: true}
 		sockets        = layer.Reading{State: layer.Enforced, SocketsOnly: true}
 		socketsOut     = layer.Reading{State: layer.Missing, SocketsOnly: true}
+		auditing       = layer.Reading{State: layer.Auditing, SocketsOnly: true}
 		socketsUnknown = layer.Reading{State: layer.Unknown, SocketsOnly: true}
 
 		past       = Evidence{Bypasses: []string{"a macvlan"}}
@@ -692,6 +693,9 @@ func TestJudgeByEvidence(t *testing.T) {
 		{connected, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
 		{both, []layer.Reading{in, in, sockets, sockets}, false, true, true, true},
 		{notProbed, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
+		{Evidence{Auditing: true}, []layer.Reading{in, in, sockets, sockets}, false, true, true, false},
+		{Evidence{Auditing: true}, []layer.Reading{none, none, auditing, auditing}, false, false, true, false},
+		{Evidence{Auditing: true}, []layer.Reading{none, none, auditing, socketsOut}, false, false, true, true},
 		{Evidence{Unlisted: errors.New("no")}, []layer.Reading{in, in, sockets, sockets}, true, true, false, true},
 	} {
 		var layers []LayerStatus

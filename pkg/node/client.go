@@ -132,11 +132,11 @@ func (c counter) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func operationOf(r *http.Request) string {
 	switch path := r.URL.Path; {
-	case strings.HasSuffix(path, "/pods") && r.URL.Query().Get("watch") != "":
+	case strings.HasSuffix(path, "/v1/pods") && r.URL.Query().Get("watch") != "":
 		return OpWatchPods
-	case strings.HasSuffix(path, "/pods"):
+	case strings.HasSuffix(path, "/v1/pods"):
 		return OpListPods
-	case !strings.Contains(path, "/nodes/"):
+	case strings.Contains(path, "/v1/namespaces/"):
 		return OpRecordEvent
 	case r.Method == http.MethodGet:
 		return OpGetNode

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -171,6 +172,41 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// An event about a pod is in its namespace, says what to do, and takes nothing from another pod's share.
+func TestPodEvents(t *testing.T) {
+	for _, c := range []struct {
+		audited         bool
+		reason, message string
+	}{
+		{false, EventBlocked, "This pod asks for the node's instance metadata service (IMDS), and is refused. Do this."},
+		{true, EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused with --mode=enforce. Do this."},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &wire{status: 201}
+			_, events := w.connect(t, t.Context())
+			for i := range 2 * eventBurst {
+				events.Asked(Pod{"nodes", "p", strconv.Itoa(i)}, c.audited, "Do this.")
+				synctest.Wait()
+			}
+			if len(w.requests) != 2*eventBurst || w.requests[0].URL.Path != "/api/v1/namespaces/nodes/events" || w.counted[0] != OpRecordEvent {
+				t.Fatalf("%d requests, counted as %q", len(w.requests), w.counted)
+			}
+			var e corev1.Event
+			scheme := runtime.NewScheme()
+			if err := corev1.AddToScheme(scheme); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := serializer.NewCodecFactory(scheme).UniversalDeserializer().Decode(w.bodies[0], nil, &e); err != nil {
+				t.Fatal(err)
+			}
+			about := corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: "nodes", Name: "p", UID: "0"}
+			if e.Reason != c.reason || e.Message != c.message || e.Type != "Warning" || e.InvolvedObject != about || e.Source.Host != "n" {
+				t.Errorf("%+v", e)
+			}
+		})
+	}
+}
+
 // A fight floods nobody, and hides no event of another reason.
 func TestEventsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -207,6 +243,9 @@ func TestOperationOf(t *testing.T) {
 	for request, want := range map[string]string{
 		"GET /api/v1/nodes/n":                       OpGetNode,
 		"PATCH /api/v1/nodes/n":                     OpPatchNode,
+		"GET /api/v1/nodes/pods":                    OpGetNode,
+		"PATCH /api/v1/nodes/events":                OpPatchNode,
+		"POST /api/v1/namespaces/nodes/events":      OpRecordEvent,
 		"PATCH /api/v1/nodes/n/status":              OpPatchStatus,
 		"POST /api/v1/namespaces/default/events":    OpRecordEvent,
 		"PATCH /api/v1/namespaces/default/events/n": OpRecordEvent,

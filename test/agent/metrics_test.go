@@ -50,6 +50,8 @@ imds_guard_kubernetes_requests_total{operation="watch_pods",result="error"}
 imds_guard_kubernetes_requests_total{operation="watch_pods",result="success"}
 imds_guard_last_verified_timestamp_seconds{family="F",layer="L"}
 imds_guard_looks_total{family="F",layer="L"}
+imds_guard_mode{mode="audit"}
+imds_guard_mode{mode="enforce"}
 imds_guard_probe_last_success_timestamp_seconds{family="F",path="forward"}
 imds_guard_probe_last_success_timestamp_seconds{family="F",path="socket"}
 imds_guard_probe_last_success_timestamp_seconds{family="F",path="unnamed"}
