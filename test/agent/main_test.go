@@ -218,7 +218,7 @@ func (n *node) foreign() string {
 	n.t.Helper()
 	var b strings.Builder
 	for _, v := range variants {
-		if v.backend == rules.Legacy && n.sh("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names") == "" {
+		if v.backend == rules.Legacy && n.sh("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null || true") == "" {
 			continue // -save would load them
 		}
 		table := ""

@@ -96,6 +96,7 @@ var stages = [][]figure{
 	{{"start", "Start", measureStart}},
 	{{"datapath", "Other traffic", measureDatapath}},
 	{{"sockets", "Socket calls of pods", measureSockets}},
+	{{"asking", "Who asks", measureAsking}},
 	{{"idle", "Idle", measureIdle}, {"today", "From tampered with to repaired, by what users have today", measureToday}},
 }
 

@@ -43,6 +43,7 @@ type node struct {
 	backend rules.Backend
 	layers  []string // that the guard is asked for
 	pods    string   // their cgroup
+	flags   []string // more of the guard's
 }
 
 // newNode makes a node. The chain that a kubelet leaves in the mangle table lets the guard find the backend, so that it
@@ -133,7 +134,7 @@ func (b *bench) startAgent(ctx context.Context, n *node) (*agent, error) {
 	if slices.Contains(n.layers, cgroup.LayerName) {
 		flags = append(flags, "--pods-cgroup", n.pods) // which on a node of Kubernetes is found
 	}
-	a := &agent{cmd: n.Command(ctx, b.guard, flags...), ended: make(chan error, 1)}
+	a := &agent{cmd: n.Command(ctx, b.guard, append(flags, n.flags...)...), ended: make(chan error, 1)}
 	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
 	if err := a.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the guard: %w", err)
