@@ -217,7 +217,7 @@ func (a *agent) listPods() (all []pods.Pod, known bool) {
 // podsChanged has what depends on the node's pods looked at.
 func (a *agent) podsChanged() {
 	a.hosts.Wake()
-	if a.asking != nil {
+	if a.asking != nil && a.asking.ledger.Nameless() {
 		a.asking.Wake()
 	}
 }

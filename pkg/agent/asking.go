@@ -114,8 +114,8 @@ func (a *asking) run(ctx context.Context) {
 	for {
 		now := time.Now()
 		err := a.keep(now)
-		if err == nil && now.Sub(saved) >= askingSaved {
-			err, saved = a.ledger.Save(a.file), now
+		if now.Sub(saved) >= askingSaved {
+			err, saved = errors.Join(err, a.ledger.Save(a.file)), now
 		}
 		if err != nil && err.Error() != logged {
 			a.log.Warn("the attempts of pods can't be kept; trying again", "error", err)

@@ -138,3 +138,15 @@ func (l *Ledger) Waiting() bool {
 	}
 	return false
 }
+
+// Nameless reports that a pod has no name yet.
+func (l *Ledger) Nameless() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.Pods {
+		if p.Known == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -68,7 +68,8 @@ func Judge(s guard.Status, c Coverage) Condition {
 	}
 	switch {
 	case s.Auditing:
-		return Condition{corev1.ConditionFalse, ReasonAuditing, strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
+		return Condition{corev1.ConditionFalse, ReasonAuditing,
+			"Pods may reach the instance metadata service: " + strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
 	case s.Protected:
 	case s.Answered != "":
 		return Condition{corev1.ConditionFalse, ReasonAnswered,

@@ -91,7 +91,7 @@ func TestAuditMode(t *testing.T) {
 	if a.metric("imds_guard_protected") != 0 || a.metric(`imds_guard_mode{mode="audit"}`) != 1 {
 		t.Error("a node on which nothing is blocked is protected, or not said to be in audit mode")
 	}
-	if code, stdout, _ := n.guard(append([]string{"check", "--mode", "audit"}, flags...)...); code != 1 || !strings.Contains(stdout, "nothing is blocked: --mode=audit") {
+	if code, stdout, _ := n.guard(append([]string{"check", "--mode", "audit"}, flags...)...); code != 1 || !strings.Contains(stdout, "with --mode=audit imds-guard blocks nothing") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 	if got := n.foreign(); got != before {
