@@ -138,16 +138,26 @@ func (a *api) exec(ctx context.Context, pod string, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
+	// WebSocket begins with a GET, which takes the right to get pods/exec; SPDY takes that to create it, and doesn't say by its error
+	// that it was refused.
+	var forbidden error
 	executor, err := remotecommand.NewFallbackExecutor(webSocket, spdy, func(err error) bool {
-		return (httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)) && !refused(err)
+		if refused(err) {
+			forbidden = err
+		}
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
 	if err != nil {
 		return err
 	}
-	return executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stdout, Stderr: stderr})
+	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stdout, Stderr: stderr})
+	if forbidden != nil && strings.Contains(fmt.Sprint(err), "unable to upgrade connection") {
+		return forbidden
+	}
+	return err
 }
 
-// refused: another protocol would be refused as well.
+// refused: the user lacks a right.
 func refused(err error) bool {
 	if failure := (*httpstream.UpgradeFailureError)(nil); errors.As(err, &failure) {
 		err = failure.Cause // it doesn't unwrap itself

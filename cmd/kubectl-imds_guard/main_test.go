@@ -246,9 +246,14 @@ func TestExecForbidden(t *testing.T) {
 	}
 }
 
-// An API server that knows no WebSockets.
+// An API server that knows no WebSockets, and a user who may not begin one.
 func TestSPDY(t *testing.T) {
-	s := standIn{old: true}
+	trySPDY(t, &standIn{old: true})
+	trySPDY(t, &standIn{createOnly: true})
+}
+
+func trySPDY(t *testing.T, s *standIn) {
+	t.Helper()
 	s.addNode("a", reports(t, report.Node{Protected: true}))
 	s.addNode("b", func(_, stderr io.Writer, _ <-chan struct{}) int {
 		fmt.Fprintln(stderr, "no")

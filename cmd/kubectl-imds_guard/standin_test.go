@@ -40,6 +40,8 @@ type standIn struct {
 	agents map[string]agentFunc
 	// mute pods don't even answer the handshake.
 	mute map[string]bool
+	// createOnly: the user may create pods/exec, and not get it, which a WebSocket begins with.
+	createOnly bool
 	// old: it knows SPDY alone.
 	old bool
 	// asked gets the name of each pod that is executed in, if it isn't nil.
@@ -176,6 +178,8 @@ func (s *standIn) exec(w http.ResponseWriter, r *http.Request) {
 		}
 	case !ok:
 		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, "pods "+pod+" is forbidden: not for you")
+	case wsstream.IsWebSocketRequest(r) && s.createOnly:
+		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, "pods "+pod+" is forbidden: you may not get pods/exec")
 	case wsstream.IsWebSocketRequest(r) && !s.old:
 		s.execWebSocket(w, r, agent)
 	case wsstream.IsWebSocketRequest(r):

@@ -23,7 +23,7 @@ const (
 	ttlHeader = "X-aws-ec2-metadata-token-ttl-seconds"
 	// tokenHeader is as net/http spells it.
 	tokenHeader = "X-Aws-Ec2-Metadata-Token"
-	maxTTL    = 21600
+	maxTTL      = 21600
 )
 
 var imdsDocuments = map[string]string{

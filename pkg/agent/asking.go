@@ -93,7 +93,7 @@ func (a *asking) look(ctx context.Context) {
 // lost is quiet while the layer has yet to be put in force: its state says that.
 func (a *asking) lost(err error) {
 	if !errors.Is(err, cgroup.ErrNoMaps) {
-		a.log.Warn("attempts of pods can't be followed; trying again", "error", err)
+		a.log.Warn("can't follow pods' attempts; trying again", "error", err)
 	}
 	a.Wake()
 }
@@ -101,7 +101,7 @@ func (a *asking) lost(err error) {
 // run keeps the ledger until ctx ends. It begins with what an agent before this one has left.
 func (a *asking) run(ctx context.Context) {
 	if err := a.ledger.Load(a.file); err != nil {
-		a.log.Warn("the attempts of pods are counted anew", "error", err)
+		a.log.Warn("can't read the earlier counts of attempts; starting from zero", "error", err)
 	}
 	var followers sync.WaitGroup
 	defer followers.Wait()
@@ -118,7 +118,7 @@ func (a *asking) run(ctx context.Context) {
 			err, saved = errors.Join(err, a.ledger.Save(a.file)), now
 		}
 		if err != nil && err.Error() != logged {
-			a.log.Warn("the attempts of pods can't be kept; trying again", "error", err)
+			a.log.Warn("can't read or save the counts of attempts; trying again", "error", err)
 		}
 		if logged = ""; err != nil {
 			logged = err.Error()
@@ -131,7 +131,7 @@ func (a *asking) run(ctx context.Context) {
 		case <-ctx.Done():
 			_ = a.keep(time.Now())
 			if err := a.ledger.Save(a.file); err != nil {
-				a.log.Warn("the attempts of pods are lost to the next agent", "error", err)
+				a.log.Warn("could not save the counts of attempts for the next agent", "error", err)
 			}
 			return
 		case <-a.wake:
@@ -155,7 +155,7 @@ func (a *asking) keep(now time.Time) error {
 		a.ledger.Named(all, now)
 	}
 	for _, e := range a.ledger.Expire(now) {
-		a.line(e.Known, "a pod asks for the metadata service no more", "uid", e.UID, "blocked", e.Calls.Blocked, "audited", e.Calls.Audited)
+		a.line(e.Known, "a pod that asked for the metadata service is gone", "uid", e.UID, "blocked", e.Calls.Blocked, "audited", e.Calls.Audited)
 	}
 	wait := time.Duration(0)
 	if a.auditOnly {

@@ -19,9 +19,9 @@ func (a *agent) letGo(ctx context.Context) {
 		removed, err := a.removeEnforced()
 		switch {
 		case err == nil && removed:
-			a.log.Info("what was in force before audit mode is removed")
+			a.log.Info("removed what an enforcing agent had put in place")
 		case err != nil && !logged:
-			a.log.Error("what was in force before audit mode can't be removed, and still stops pods; trying again", "error", err)
+			a.log.Error("can't remove what an enforcing agent put in place; it still blocks pods; trying again", "error", err)
 		}
 		if err == nil {
 			return

@@ -35,9 +35,10 @@ func (a *agent) report() report.Node {
 	if !counts {
 		incomplete = append(incomplete, "no attempt is seen without the layer "+cgroup.LayerName)
 	}
-	if a.asking == nil {
+	if !a.config.Attribution {
 		incomplete = append(incomplete, "no attempt is kept with --attribution=off")
-	} else {
+	}
+	if a.asking != nil {
 		n.Since, n.Workloads = a.asking.ledger.Workloads()
 		if _, known := a.listPods(); !known {
 			incomplete = append(incomplete, "pods have no names: the API server has not told them yet")
@@ -45,7 +46,7 @@ func (a *agent) report() report.Node {
 			incomplete = append(incomplete, "pods have no names without the Kubernetes API")
 		}
 	}
-	if a.config.HostNetwork == policy.Allow {
+	if a.asking != nil && a.config.HostNetwork == policy.Allow {
 		incomplete = append(incomplete, "pods in the node's network are let through and not counted (--host-network-pods=audit counts them)")
 	}
 	n.Incomplete = strings.Join(incomplete, "; ")

@@ -67,7 +67,7 @@ func (s answers) serve(ctx context.Context) error {
 		go func() {
 			defer func() { <-free }()
 			if err := s.answer(conn); err != nil {
-				s.log.Warn("a report was not given", "error", err)
+				s.log.Warn("refused or failed to answer a report", "error", err)
 			}
 		}()
 	}
@@ -81,7 +81,7 @@ func (s answers) answer(conn *net.UnixConn) error {
 		return fmt.Errorf("asking who asks: %w", err)
 	}
 	if uid != 0 {
-		return fmt.Errorf("user %d asks for it, and not root", uid)
+		return fmt.Errorf("user %d is not root", uid)
 	}
 	if err := conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
 		return err

@@ -322,8 +322,10 @@ func (l *Ledger) Expire(now time.Time) (ended []Ended) {
 		if p.Known != nil {
 			e.Known = *p.Known
 		}
-		ended = append(ended, e)
-		l.fold(e.Known, p)
+		if p.Calls != (Calls{}) {
+			ended = append(ended, e)
+			l.fold(e.Known, p)
+		}
 	}
 	return ended
 }

@@ -53,13 +53,13 @@ func TestCounted(t *testing.T) {
 		l.Counted([]cgroup.Count{blocked(1, n, start)}, uidOf)
 	}
 	l.Counted([]cgroup.Count{{Asker: cgroup.Asker{Cgroup: 1, Verdict: cgroup.Audited}, Attempts: 4, Last: start}}, uidOf)
-	want := Series{Pod: "uid-1", Calls: Calls{Blocked: 7, Audited: 4}}
+	want := Series{Unknown, Unknown, "uid-1", Calls{Blocked: 7, Audited: 4}}
 	if got := find(l.Series(), "uid-1"); !slices.Equal(got, []Series{want}) {
 		t.Errorf("before it has a name: %+v", got)
 	}
 	l.Named([]pods.Pod{named(1, "web-1", "web"), named(2, "db-0", "db")}, start)
 	want = Series{"shop", "web", "web-1", want.Calls}
-	if got := l.Series(); !slices.Equal(got, []Series{want, {Workload: "other"}}) {
+	if got := l.Series(); !slices.Equal(got, []Series{want, {Other, Other, Other, Calls{}}}) {
 		t.Errorf("with a name: %+v", got)
 	}
 }
@@ -104,7 +104,7 @@ func TestManyPods(t *testing.T) {
 	if len(rows) != 1 || rows[0].Blocked != mostPods || rows[0].Pods != mostPods {
 		t.Errorf("the report: %+v", rows)
 	}
-	before := find(series, "")
+	before := find(series, Other)
 	l.Expire(start.Add(time.Hour))
 	after := l.Series()
 	if len(after) != 1 || after[0].Blocked != before[0].Blocked || before[0].Blocked != many-mostSeries {

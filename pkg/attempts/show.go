@@ -12,9 +12,15 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/report"
 )
 
+// Other is the namespace, the workload and the pod of the series of all others, and Unknown the first two of a pod that has no name, and
+// whose UID stands for one. (They are not empty: an empty label is none to Prometheus, which would fill in the agent's own namespace and pod.)
+const (
+	Other   = "other"
+	Unknown = "unknown"
+)
+
 // Series is a pod's, or that of all others.
 type Series struct {
-	// Namespace and Workload are empty while the pod has no name; Pod is its UID then. Of the sum of all others Workload is "other".
 	Namespace, Workload, Pod string
 	Calls
 }
@@ -23,7 +29,7 @@ type Series struct {
 func (l *Ledger) Series() []Series {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	other := Series{Workload: "other", Calls: l.Other}
+	other := Series{Other, Other, Other, l.Other}
 	list := []Series{}
 	for uid, p := range l.Pods {
 		switch {
@@ -33,7 +39,7 @@ func (l *Ledger) Series() []Series {
 		case p.Known != nil:
 			list = append(list, Series{p.Known.Namespace, p.Known.Workload.Name, p.Known.Name, p.series()})
 		default:
-			list = append(list, Series{Pod: uid, Calls: p.Calls})
+			list = append(list, Series{Unknown, Unknown, uid, p.Calls})
 		}
 	}
 	return append(list, other)
@@ -62,7 +68,7 @@ func (l *Ledger) Workloads() (since time.Time, rows []report.Workload) {
 		if p.Known != nil {
 			known = *p.Known
 		}
-		if p.Calls != (Calls{}) || len(p.Requests) > 0 {
+		if p.Calls != (Calls{}) { // or it is let through, and only its requests were seen
 			key := known.Namespace + "/" + known.Workload.Kind + "/" + known.Workload.Name
 			add(key, gone{p.tally, known.Namespace, known.Workload, known.HostNetwork, 1})
 		}
@@ -97,8 +103,8 @@ type News struct {
 	Log, Event bool
 }
 
-// News returns the pods that the log, or an event, has yet to tell of: the latter once an hour, and when a pod that was let through is refused. They count as told. An event waits for that long after the first
-// attempt: what is asked for may be seen by then.
+// News returns the pods that the log, or an event, has yet to tell of: the latter once an hour, and when a pod that was let through is
+// refused. They count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
 func (l *Ledger) News(now time.Time, wait time.Duration) (list []News) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -109,8 +109,10 @@ func TestAuditOnly(t *testing.T) {
 			}
 			w.mustAll(w.pod.Namespace, f, calls, s.String())
 		}
-		if left := strings.Contains(w.sh("ls /sys/fs/bpf/imds-guard"), "egress"); left != p.AuditOnly() {
-			t.Errorf("%s: that egress is pinned is %t", s, left)
+		for _, of := range []string{"egress", "requests"} {
+			if left := strings.Contains(w.sh("ls /sys/fs/bpf/imds-guard"), of); left != p.AuditOnly() {
+				t.Errorf("%s: that %s is pinned is %t", s, of, left)
+			}
 		}
 	}
 	put(audit, layer.Auditing, "sent")

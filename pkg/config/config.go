@@ -162,7 +162,7 @@ func NewOptions() *Options {
 	f.StringVar(&o.mode, "mode", string(policy.Enforce),
 		"enforce, or audit: count and report who would be kept from the endpoint, and stop nothing")
 	f.StringVar(&o.attribution, "attribution", on,
-		"on, or off: no pod that asks is looked up, named, or told by an event")
+		"on: name the pods that ask, in metrics, log, events and the report; off: look up and name nobody")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
 	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
@@ -272,6 +272,8 @@ func (o *Options) Load() (Config, error) {
 	}
 	if o.attribution != on && o.attribution != off {
 		wrong("attribution", "%q is none; use on or off", o.attribution)
+	} else if c.Mode == policy.AuditOnly && !c.Attribution {
+		wrong("attribution", "with off, audit mode has nothing to report; leave one of the two out")
 	}
 	if !slices.Contains(rules.Backends, c.Backend) {
 		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))

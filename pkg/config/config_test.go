@@ -178,6 +178,7 @@ func TestWrongSettings(t *testing.T) {
 			[]string{"--host-network-namespaces: without the API nobody can tell a pod's namespace; leave it out"}},
 		{"--mode=dry-run", "", []string{`--mode: "dry-run" is none; use enforce or audit`}},
 		{"--mode=audit --layers=iptables,route", "", []string{"--mode: only the layer cgroup sees who asks without stopping anybody; add it to --layers"}},
+		{"--attribution=off --mode=audit", "", []string{"--attribution: with off, audit mode has nothing to report; leave one of the two out"}},
 		{"--attribution=yes", "", []string{`--attribution: "yes" is none; use on or off`}},
 		{"--probe-interval=9s", "", []string{"--probe-interval: 9s is out of range; use 10s to 24h0m0s, or 0 for never"}},
 		{"--probe-interval=25h", "", []string{"--probe-interval: 25h0m0s is out of range"}},

@@ -97,7 +97,7 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 // Reasons say, for a person, what else there is to know than the layers' states: what is open, or what would be without a layer.
 func (s Status) Reasons() (reasons []string) {
 	if s.Auditing {
-		reasons = append(reasons, "with --mode=audit imds-guard blocks nothing, and counts who asks: see `imds-guard report`")
+		reasons = append(reasons, "imds-guard runs in audit mode: it blocks nothing and counts who asks (`imds-guard report`)")
 	}
 	if s.Answered != "" {
 		reasons = append(reasons, "a packet of our own was let through: "+s.Answered)

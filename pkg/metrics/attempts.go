@@ -8,8 +8,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/attempts"
 )
 
-var attemptsDesc = prometheus.NewDesc(prefix+"attempts_total", "Socket calls of pods to the metadata service: blocked, or audited, that is "+
-	"let through in audit mode. The workload `other` is the sum of pods without series of their own.",
+var attemptsDesc = prometheus.NewDesc(prefix+"attempts_total", "Socket calls of pods to the metadata service: blocked, or audited: let "+
+	"through, and would have been blocked. The workload `other` is the sum of pods without series of their own.",
 	[]string{"namespace", "workload", "pod", "verdict"}, nil)
 
 // Attempts exports a ledger's series from now on.
@@ -26,7 +26,7 @@ func (attemptsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- attemptsDe
 func (c attemptsCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range c.series() {
 		for verdict, n := range map[string]uint64{"blocked": s.Blocked, "audited": s.Audited} {
-			if n > 0 || s.Workload == "other" && s.Pod == "" {
+			if n > 0 || s.Namespace == attempts.Other && s.Pod == attempts.Other {
 				ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(n), s.Namespace, s.Workload, s.Pod, verdict)
 			}
 		}

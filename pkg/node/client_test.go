@@ -179,7 +179,7 @@ func TestPodEvents(t *testing.T) {
 		reason, message string
 	}{
 		{false, EventBlocked, "This pod asks for the node's instance metadata service (IMDS), and is refused. Do this."},
-		{true, EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused with --mode=enforce. Do this."},
+		{true, EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused if this were enforced. Do this."},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := &wire{status: 201}

@@ -104,8 +104,8 @@ func TestJudgeByEvidence(t *testing.T) {
 		{past, layer.Reading{State: layer.Unknown, SocketsOnly: true, Err: errors.New("no")}, corev1.ConditionUnknown, ReasonUnreadable, "cgroup ipv4 rules are unknown"},
 		{guard.Evidence{Unsearched: errors.New("no list")}, socketsOut, corev1.ConditionUnknown, ReasonNotVerified, "is stopped, but whether pods' packets go past FORWARD is not known: no list"},
 		{guard.Evidence{Answered: "by FORWARD"}, sockets, corev1.ConditionFalse, ReasonAnswered, "metadata service: a packet of our own was let through: by FORWARD"},
-		{guard.Evidence{Auditing: true}, layer.Reading{State: layer.Auditing, SocketsOnly: true}, corev1.ConditionFalse, ReasonAuditing, "with --mode=audit imds-guard blocks nothing, and counts who asks"},
-		{guard.Evidence{Auditing: true}, socketsOut, corev1.ConditionFalse, ReasonAuditing, "report`; cgroup ipv4 rules are missing; cgroup ipv6"},
+		{guard.Evidence{Auditing: true}, layer.Reading{State: layer.Auditing, SocketsOnly: true}, corev1.ConditionFalse, ReasonAuditing, "imds-guard runs in audit mode: it blocks nothing and counts who asks"},
+		{guard.Evidence{Auditing: true}, socketsOut, corev1.ConditionFalse, ReasonAuditing, "report`); cgroup ipv4 rules are missing; cgroup ipv6"},
 		{guard.Evidence{NotProbed: errors.New("no pattern")}, sockets, corev1.ConditionTrue, ReasonNotProbed, "; but no packet of our own could be sent: no pattern"},
 	} {
 		var read []guard.LayerStatus

@@ -77,7 +77,7 @@ type Pod struct{ Namespace, Name, UID string }
 func (e *Events) Asked(p Pod, audited bool, advice string) {
 	reason, message := EventBlocked, "This pod asks for the node's instance metadata service (IMDS), and is refused. "
 	if audited {
-		reason, message = EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused with --mode=enforce. "
+		reason, message = EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused if this were enforced. "
 	}
 	e.recorder.Event(&corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)},
 		corev1.EventTypeWarning, reason, message+advice)

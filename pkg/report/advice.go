@@ -12,20 +12,20 @@ import (
 // remedies say what to do about each kind of document, the most important first. One that is in no row is dealt with as
 // request.Other.
 var remedies = []struct{ document, do string }{
-	{request.Credentials, "Give its service account a role by EKS Pod Identity or IRSA: it uses that of the node."},
+	{request.Credentials, "It uses the node's role: give its service account one of its own, with EKS Pod Identity or IRSA."},
 	{request.UserData, "Move what it needs of the user data into a Secret or a ConfigMap: pods should not read user data."},
 	{request.Identity, "Pass it the region, the account and the instance as environment variables; " +
-		"the node's name can come by the downward API."},
+		"the downward API can supply the node's name."},
 	{request.Network, "Pass it the pod's and the node's address by the downward API, and the VPC by its settings."},
-	{request.Placement, "Set AWS_REGION, and, if an AWS SDK asks, AWS_EC2_METADATA_DISABLED=true."},
-	{request.Other, "Look up in its documentation how to tell it about the instance, or how to turn that question off."},
+	{request.Placement, "Set AWS_REGION. If an AWS SDK asks, also set AWS_EC2_METADATA_DISABLED=true."},
+	{request.Other, "Check its documentation for a setting that replaces this lookup or turns it off."},
 	{request.Token, "It asked for a token and then for nothing else. " + usually},
 }
 
 const (
-	usually = "Usually that is an SDK that looks for credentials or a region: give its service account a role, " +
+	usually = "Usually this is an AWS SDK looking for credentials or a region: give its service account a role, " +
 		"or set AWS_EC2_METADATA_DISABLED=true and AWS_REGION."
-	unseenBlocked = "A socket that is refused sends nothing, so what it wants is not known; --mode=audit shows it. "
+	unseenBlocked = "Its connections are refused before it can send a request, so what it wants is unknown; --mode=audit would show it. "
 	unseenAudited = "What it asked for was not seen. "
 	letThrough    = " If it must reach the endpoint, name its namespace in --host-network-namespaces."
 )

@@ -165,13 +165,13 @@ func TestWriteText(t *testing.T) {
 	got := text(t, Node{Node: "a", Since: minute(1), Workloads: []Workload{w, unnamed}})
 	want := "Counted on 1 node since " + start + `1:00Z.
 
-NAMESPACE   WORKLOAD                         PODS  ATTEMPTS  VERDICT  LAST                  ASKED-FOR
-shop        Deployment/cart                  2     14        audited  2026-11-28T12:06:00Z  credentials, region and placement
+NAMESPACE   WORKLOAD                        PODS  ATTEMPTS  VERDICT  LAST                  ASKED-FOR
+shop        Deployment/cart                 2     14        audited  2026-11-28T12:06:00Z  credentials, region and placement
     credentials, IMDSv1, Boto3/1.26.0, 12 times
     region and placement, IMDSv2, once
     by aws
     ` + w.Advice() + `
-monitoring  pod with UID 6d8a (hostNetwork)  1     3         blocked  -                     not seen
+monitoring  unknown pod 6d8a (hostNetwork)  1     3         blocked  -                     not seen
     ` + unnamed.Advice() + "\n"
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -182,15 +182,15 @@ monitoring  pod with UID 6d8a (hostNetwork)  1     3         blocked  -         
 		want  string
 	}{
 		"no node":     {nil, "No node has answered, so nothing is known.\n"},
-		"not counted": {[]Node{{}, {}}, "Nothing was counted on 2 nodes.\nNobody has asked for the endpoint there, as far as was counted.\n"},
+		"not counted": {[]Node{{}, {}}, "Nothing was counted on 2 nodes.\nNo attempts were counted.\n"},
 		"same time": {[]Node{{Since: minute(1)}, {Since: minute(1)}},
-			"Counted on 2 nodes since " + start + "1:00Z.\nNobody has asked for the endpoint there, as far as was counted.\n"},
+			"Counted on 2 nodes since " + start + "1:00Z.\nNo attempts were counted.\n"},
 		"other times": {[]Node{{Since: minute(1)}, {Since: minute(3)}, {Since: minute(2)}},
-			"Counted on 3 nodes since, at the latest, " + start + "3:00Z.\nNobody has asked for the endpoint there, as far as was counted.\n"},
+			"Counted on 3 nodes, on all of them since " + start + "3:00Z.\nNo attempts were counted.\n"},
 		"incomplete": {[]Node{{Node: "a", Since: minute(1), Incomplete: "why"}, {Node: "b", Since: minute(1)},
 			{Node: "c", Since: minute(1), Incomplete: "why"}, {Node: "d", Since: minute(1), Incomplete: "because"}},
 			"Counted on 4 nodes since " + start + "1:00Z.\nIncomplete on a, c: why\nIncomplete on d: because\n" +
-				"Nobody has asked for the endpoint there, as far as was counted.\n"},
+				"No attempts were counted.\n"},
 	} {
 		if got := text(t, c.nodes...); got != c.want {
 			t.Errorf("%s: got\n%s\nwant\n%s", name, got, c.want)

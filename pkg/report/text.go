@@ -49,7 +49,7 @@ func WriteText(w io.Writer, nodes []Node, workloads []Workload) error {
 	switch {
 	case len(nodes) == 0:
 	case len(workloads) == 0:
-		fmt.Fprintln(&out, "Nobody has asked for the endpoint there, as far as was counted.")
+		fmt.Fprintln(&out, "No attempts were counted.")
 	default:
 		fmt.Fprintln(&out)
 		writeWorkloads(&out, workloads)
@@ -77,7 +77,7 @@ func counted(nodes []Node) string {
 	if first.Equal(last) && len(begun) == len(nodes) {
 		return fmt.Sprintf("Counted %s since %s.", where, at(last))
 	}
-	return fmt.Sprintf("Counted %s since, at the latest, %s.", where, at(last))
+	return fmt.Sprintf("Counted %s, on all of them since %s.", where, at(last))
 }
 
 // writeIncomplete names what is missing, the nodes with the same reason together.
@@ -128,7 +128,7 @@ func writeWorkloads(w io.Writer, workloads []Workload) {
 func title(w Workload) string {
 	text := Printable(w.Kind + "/" + w.Name)
 	if w.Kind == "" {
-		text = "pod with UID " + Printable(w.Name)
+		text = "unknown pod " + Printable(w.Name)
 	}
 	if w.HostNetwork {
 		text += " (hostNetwork)"

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"unsafe"
 )
 
 // The versions of IMDS that a request can be written for.
@@ -48,7 +49,8 @@ const (
 // HTTP/1, or not yet a whole request line. More bytes of the same request can replace Unknown and fill in an empty Agent;
 // they change nothing else.
 func Parse(beginning []byte) (Request, bool) {
-	line, rest, whole := cutLine(string(beginning))
+	// No copy of it, which may hold a token, is to be left in memory; nothing of it is in what is returned but clones.
+	line, rest, whole := cutLine(unsafe.String(unsafe.SliceData(beginning), len(beginning)))
 	method, target, ok := requestLine(line)
 	if !whole || !ok {
 		return Request{}, false
