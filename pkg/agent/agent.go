@@ -46,6 +46,7 @@ type agent struct {
 	prober    prober
 	hosts     *hosts
 	asking    *asking     // nil if nobody is to be named
+	leftovers *leftovers  // nil unless in audit mode
 	pods      *pods.Watch // nil if nobody is asked for the pods
 	version   string
 	observer  *observer
@@ -113,6 +114,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	})
 	if c.Mode == policy.AuditOnly {
 		c.ProbeInterval = 0 // there is nothing to be stopped by
+		a.leftovers = newLeftovers(c)
 	}
 	own := newOwnPackets()
 	a.prober = prober{
@@ -192,7 +194,9 @@ func (a *agent) status() guard.Status {
 func (a *agent) evidence() guard.Evidence {
 	e, found := a.prober.evidence(), a.datapath.Found()
 	e.Bypasses, e.Unsearched, e.Unlisted = found.Ways, found.Err, a.hosts.unlisted()
-	e.Auditing = a.config.Mode == policy.AuditOnly
+	if a.leftovers != nil {
+		e.Auditing, e.Blocking = true, a.leftovers.found()
+	}
 	return e
 }
 

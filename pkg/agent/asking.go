@@ -81,8 +81,8 @@ func (a *asking) follow(ctx context.Context) {
 // look sees how requests begin, in audit mode.
 func (a *asking) look(ctx context.Context) {
 	subscription.Keep(ctx, func(ctx context.Context) error {
-		return cgroup.FollowRequests(ctx, func(id uint64, beginning []byte) {
-			uid, _ := a.owners.of(id)
+		return cgroup.FollowRequests(ctx, func(by cgroup.Asker, beginning []byte) {
+			uid, _ := a.owners.of(by)
 			if r, ok := request.Parse(beginning); ok && uid != "" {
 				a.ledger.Requested(uid, r, time.Now())
 			}
@@ -100,7 +100,7 @@ func (a *asking) lost(err error) {
 
 // run keeps the ledger until ctx ends. It begins with what an agent before this one has left.
 func (a *asking) run(ctx context.Context) {
-	if err := a.ledger.Load(a.file); err != nil {
+	if err := a.ledger.Load(a.file, time.Now()); err != nil {
 		a.log.Warn("can't read the earlier counts of attempts; starting from zero", "error", err)
 	}
 	var followers sync.WaitGroup
@@ -153,15 +153,17 @@ func (a *asking) keep(now time.Time) error {
 	a.ledger.Counted(counts, a.owners.of)
 	if all, known := a.list(); known {
 		a.ledger.Named(all, now)
-	}
-	for _, e := range a.ledger.Expire(now) {
-		a.line(e.Known, "a pod that asked for the metadata service is gone", "uid", e.UID, "blocked", e.Calls.Blocked, "audited", e.Calls.Audited)
+		for _, e := range a.ledger.Expire(now) {
+			if a.lines.Allow() {
+				a.line(e.Known, "a pod that asked for the metadata service is gone", "uid", e.UID, "blocked", e.Calls.Blocked, "audited", e.Calls.Audited)
+			}
+		}
 	}
 	wait := time.Duration(0)
 	if a.auditOnly {
 		wait = askingSeen
 	}
-	for _, n := range a.ledger.News(now, wait) {
+	for _, n := range a.ledger.News(now, wait, a.lines.Allow, a.told.Allow) {
 		a.tell(n)
 	}
 	return err
@@ -176,14 +178,12 @@ func (a *asking) tell(n attempts.News) {
 		}
 		a.line(n.Known, message, "uid", n.UID, "commands", n.Commands)
 	}
-	if events := a.events(); n.Event && events != nil && a.told.Allow() {
+	if events := a.events(); n.Event && events != nil {
 		w := report.Workload{HostNetwork: n.Known.HostNetwork, Commands: n.Commands, Requests: n.Requests, Blocked: n.Calls.Blocked, Audited: n.Calls.Audited}
 		events.Asked(node.Pod{Namespace: n.Known.Namespace, Name: n.Known.Name, UID: n.Known.Object}, n.Verdict == cgroup.Audited, w.Advice())
 	}
 }
 
 func (a *asking) line(p pods.Pod, message string, more ...any) {
-	if a.lines.Allow() {
-		a.log.Info(message, append([]any{"namespace", p.Namespace, "workload", p.Workload.Name, "pod", p.Name, "hostNetwork", p.HostNetwork}, more...)...)
-	}
+	a.log.Info(message, append([]any{"namespace", p.Namespace, "workload", p.Workload.Name, "pod", p.Name, "hostNetwork", p.HostNetwork}, more...)...)
 }

@@ -5,26 +5,56 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync/atomic"
 	"time"
 
+	"github.com/imds-guard/imds-guard/pkg/cgroup"
+	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/guard"
 	"github.com/imds-guard/imds-guard/pkg/imds"
+	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// letGo removes what an agent before this one has put in force, as far as it was recorded, until it is gone: a rule that an admin has
-// typed on a node where none was ever installed stays.
+// leftovers removes what an enforcing agent has put in force on the node, as far as that was recorded, and again if one that still runs puts
+// it back. A rule that an admin has typed on a node where none was ever installed stays, and so does one that nobody recorded: both are
+// told of. Only found may be called from any goroutine.
+type leftovers struct {
+	tables []*rules.Table // empty if the node has no iptables
+	policy policy.Policy
+	seen   atomic.Pointer[[]string]
+	// without are the families whose layer cgroup was not in audit mode the time before.
+	without []imds.Family
+}
+
+func newLeftovers(c config.Config) *leftovers {
+	l := &leftovers{policy: c.Policy().WithMode(policy.Enforce)}
+	l.seen.Store(&[]string{})
+	if selector, err := rules.NewSelector(c.Backend, imds.Families, ""); err == nil {
+		for _, f := range imds.Families {
+			l.tables = append(l.tables, rules.NewTable(f, selector))
+		}
+	}
+	return l
+}
+
+// letGo goes on until ctx ends.
 func (a *agent) letGo(ctx context.Context) {
-	for logged := false; ; logged = true {
-		removed, err := a.removeEnforced()
-		switch {
-		case err == nil && removed:
+	for logged := false; ; {
+		removed, err := a.leftovers.remove(a.record, a.guard.Status())
+		if removed {
 			a.log.Info("removed what an enforcing agent had put in place")
-		case err != nil && !logged:
+		}
+		if err != nil && !logged {
 			a.log.Error("can't remove what an enforcing agent put in place; it still blocks pods; trying again", "error", err)
 		}
-		if err == nil {
-			return
+		logged = err != nil
+		before := a.leftovers.found()
+		if now := a.leftovers.look(); !slices.Equal(before, now) {
+			a.observer.Wake()
 		}
 		select {
 		case <-ctx.Done():
@@ -34,19 +64,50 @@ func (a *agent) letGo(ctx context.Context) {
 	}
 }
 
-func (a *agent) removeEnforced() (removed bool, err error) {
-	patterns, err := a.record.Patterns()
-	errs := []error{err}
-	if len(patterns) > 0 {
-		gone, err := rules.Cleanup(imds.Families, patterns)
-		removed, errs = len(gone) > 0, append(errs, err)
+// look names the layers in which rules of the form of ours are in FORWARD all the same. That they can't be read is no reason to say so.
+func (l *leftovers) look() (found []string) {
+	found = []string{}
+	for _, t := range l.tables {
+		if read := t.Look(l.policy, func(string) {}); len(read.Rules) > 0 {
+			found = append(found, t.ID().String())
+		}
 	}
+	l.seen.Store(&found)
+	return found
+}
+
+// found is what the last look found.
+func (l *leftovers) found() []string { return *l.seen.Load() }
+
+func (l *leftovers) remove(record rules.Record, s guard.Status) (removed bool, err error) {
+	patterns, err := record.Patterns()
+	errs := []error{err}
+	gone, err := rules.Cleanup(imds.Families, patterns)
+	removed, errs = len(gone) > 0, append(errs, err)
 	for _, f := range imds.Families {
 		pieces, err := route.Cleanup(f)
 		removed, errs = removed || len(pieces) > 0, append(errs, err)
 	}
-	if err := errors.Join(errs...); err != nil {
+	errs = append(errs, l.removeSockets(s))
+	if err := errors.Join(errs...); err != nil || len(patterns) == 0 {
 		return removed, err
 	}
-	return removed, a.record.Forget()
+	return removed, record.Forget()
+}
+
+// removeSockets takes the programs away that refuse sockets, where the layer can't be put into audit mode.
+func (l *leftovers) removeSockets(s guard.Status) error {
+	var without []imds.Family
+	var errs []error
+	for _, one := range s.Layers {
+		if one.Name != cgroup.LayerName || one.State == layer.Auditing {
+			continue
+		}
+		if without = append(without, one.Family); slices.Contains(l.without, one.Family) {
+			_, err := cgroup.Cleanup(one.Family)
+			errs = append(errs, err)
+		}
+	}
+	l.without = without
+	return errors.Join(errs...)
 }

@@ -97,7 +97,9 @@ func NewCheck(ctx context.Context, c config.Config, toProbe bool) (Check, error)
 		check.Families = append(check.Families, CheckFamily{l.Family, l.Name, l.State, l.Detail, append([]string{}, l.Rules...)})
 	}
 	evidence := probesEvidence(check.Probes)
-	evidence.Auditing = c.Mode == policy.AuditOnly
+	if c.Mode == policy.AuditOnly {
+		evidence.Auditing, evidence.Blocking = true, newLeftovers(c).look()
+	}
 	evidence.Bypasses, evidence.Unsearched = datapath.List()
 	check.Bypasses = append([]string{}, evidence.Bypasses...)
 	check.status = guard.Judge(read, evidence)

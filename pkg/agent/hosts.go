@@ -109,7 +109,7 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	if place == "" {
 		return false, cgroup.ErrNoMaps
 	}
-	ids, _, err := cgroup.Pods(place)
+	ids, err := cgroup.Pods(place)
 	if err != nil {
 		return false, err
 	}

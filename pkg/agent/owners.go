@@ -1,27 +1,26 @@
-// Whose a cgroup is.
+// Which pod asks.
 
 package agent
 
 import (
 	"sync"
-	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 )
 
-// Directories are read to find an owner at most so often: a node has thousands.
+// The pods' directory is read at most so often to find out who asks.
 const (
 	walksPerSecond = 10
 	walksBurst     = 10
-	// missedFor is for how long it is believed that a cgroup is of no pod.
-	missedFor  = 10 * time.Second
-	mostMissed = 1000
 )
 
-// owners finds the pods that cgroups are of. A cgroup has to be looked for while it is there, and is then known until two readings later.
-// It may be used from any goroutine.
+// mostNobodys bounds the memory of cgroups that are no pod's.
+const mostNobodys = 10_000
+
+// owners finds the pods of those who ask. A pod's cgroup has to be looked for while it is there, and is then known until two readings
+// later. It may be used from any goroutine.
 type owners struct {
 	// place is the pods' cgroup v2 directory, empty while it is not known.
 	place func() string
@@ -29,39 +28,49 @@ type owners struct {
 
 	mu            sync.Mutex
 	known, before map[uint64]string
-	missed        map[uint64]time.Time
+	// nobodys are those that were not there when the directory was read after they had asked: an id never comes back.
+	nobodys map[cgroup.Asker]bool
 }
 
 func newOwners(place func() string) *owners {
-	return &owners{place: place, walks: rate.NewLimiter(walksPerSecond, walksBurst), missed: map[uint64]time.Time{}}
+	return &owners{place: place, walks: rate.NewLimiter(walksPerSecond, walksBurst), nobodys: map[cgroup.Asker]bool{}}
 }
 
-// of returns the pod's UID, empty if it is of none. ok is false if that can't be said now, and is worth asking again.
-func (o *owners) of(id uint64) (uid string, ok bool) {
+// of implements attempts.Owner.
+func (o *owners) of(a cgroup.Asker) (uid string, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if uid := o.find(id); uid != "" || time.Since(o.missed[id]) < missedFor {
+	if uid := o.find(a); uid != "" || o.nobodys[a] {
 		return uid, true
 	}
 	place := o.place()
 	if place == "" || !o.walks.Allow() {
 		return "", false
 	}
-	if _, now, err := cgroup.Pods(place); err == nil {
-		o.known, o.before = now, o.known
+	pods, err := cgroup.Pods(place)
+	if err != nil {
+		return "", false
 	}
-	if uid = o.find(id); uid == "" {
-		if len(o.missed) > mostMissed {
-			clear(o.missed)
+	o.before, o.known = o.known, map[uint64]string{}
+	for uid, id := range pods {
+		o.known[id] = uid
+	}
+	if uid = o.find(a); uid == "" {
+		if len(o.nobodys) >= mostNobodys {
+			clear(o.nobodys)
 		}
-		o.missed[id] = time.Now()
+		o.nobodys[a] = true
 	}
 	return uid, true
 }
 
-func (o *owners) find(id uint64) string {
-	if uid := o.known[id]; uid != "" {
-		return uid
+func (o *owners) find(a cgroup.Asker) string {
+	for _, id := range []uint64{a.Top, a.Second} {
+		for _, known := range []map[uint64]string{o.known, o.before} {
+			if uid := known[id]; uid != "" {
+				return uid
+			}
+		}
 	}
-	return o.before[id]
+	return ""
 }

@@ -8,8 +8,11 @@ import (
 	"os"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/layer"
+	"github.com/imds-guard/imds-guard/pkg/node"
 	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/report"
 )
@@ -17,9 +20,10 @@ import (
 func (a *agent) report() report.Node {
 	s := a.status()
 	host, _ := os.Hostname()
+	condition := node.Judge(s, *a.cluster.coverage.Load())
 	n := report.Node{
-		Node: cmp.Or(a.config.NodeName, host), Version: a.version, Mode: string(a.config.Mode), Protected: s.Protected, Degraded: s.Degraded,
-		Layers: []report.Layer{}, Workloads: []report.Workload{},
+		Node: cmp.Or(a.config.NodeName, host), Version: a.version, Mode: string(a.config.Mode), Condition: condition.Message,
+		Protected: condition.Status == corev1.ConditionTrue, Degraded: s.Degraded, Layers: []report.Layer{}, Workloads: []report.Workload{},
 	}
 	var incomplete []string
 	counts := false
@@ -48,6 +52,11 @@ func (a *agent) report() report.Node {
 	}
 	if a.asking != nil && a.config.HostNetwork == policy.Allow {
 		incomplete = append(incomplete, "pods in the node's network are let through and not counted (--host-network-pods=audit counts them)")
+	}
+	if a.asking != nil {
+		if left := a.asking.ledger.LeftOut(); left > 0 {
+			incomplete = append(incomplete, fmt.Sprintf("%d attempts are in no row, because too many pods have asked", left))
+		}
 	}
 	n.Incomplete = strings.Join(incomplete, "; ")
 	return n

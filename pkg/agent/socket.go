@@ -52,6 +52,8 @@ func (s answers) serve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
+	// The name stays when this agent ends: it may be the next one's by then.
+	l.SetUnlinkOnClose(false)
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	if err := os.Chmod(s.path, 0o600); err != nil {

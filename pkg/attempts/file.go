@@ -6,27 +6,36 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
+
+// mostBytes is the largest file that is read: more than a full ledger takes, and less than the agent has memory for.
+const mostBytes = 16 << 20
 
 // Load goes on with what an earlier agent has saved, in the place of what is in the ledger. Without a file, or with one that can't be
 // read, which is an error, the ledger stays as it is.
-func (l *Ledger) Load(file string) error {
-	text, err := os.ReadFile(file)
+func (l *Ledger) Load(file string, now time.Time) error {
+	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	var s state
 	if err == nil {
-		err = json.Unmarshal(text, &s)
+		defer f.Close()
+		err = json.NewDecoder(io.LimitReader(f, mostBytes)).Decode(&s)
 	}
 	if err == nil {
 		err = s.check()
 	}
 	if err != nil {
 		return fmt.Errorf("reading what was counted before: %w", err)
+	}
+	for _, p := range s.Pods {
+		p.Alive = now // for all that is known until the pods are listed
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

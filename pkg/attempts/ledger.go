@@ -6,6 +6,7 @@ package attempts
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -21,15 +22,15 @@ const (
 	// kept is for how long a pod stays in the ledger by itself after its last attempt and its end. Then only its workload's sum has it.
 	kept = 10 * time.Minute
 	// mostSeries is how many pods have series of their own, and mostPods how many are known one by one; mostWorkloads is the same for
-	// the sums of those that are gone. What is beyond is in one sum for all.
+	// the sums of those that are gone. What is beyond is in one sum for all. All of it has to fit into the agent's memory.
 	mostSeries    = 500
-	mostPods      = 5000
-	mostWorkloads = 1000
+	mostPods      = 1000
+	mostWorkloads = 200
 	// mostCommands and mostRequests bound what is known of one pod or workload: clients choose both.
 	mostCommands = 10
-	mostRequests = 20
-	// mostCounters bounds what is remembered of the kernel's counters, of which it has fewer.
-	mostCounters = 3 * 4096
+	mostRequests = 10
+	// mostCounters bounds what is remembered of the kernel's counters.
+	mostCounters = 10_000
 )
 
 // Ledger may be used from any goroutine. See New.
@@ -47,13 +48,14 @@ type state struct {
 	Pods     map[string]*pod // by UID, or by the number of a cgroup that is no known pod's
 	// Gone are the sums of pods that are no more, by workload.
 	Gone map[string]*gone
-	// Other is the sum of all that no series of their own has and that are gone.
-	Other Calls
+	// Other is the sum of all that have no series of their own and are gone, and Beyond that of all that are in no pod's or workload's sum.
+	Other, Beyond Calls
 }
 
 type counter struct {
 	Pod   string
 	Count uint64
+	Began uint64 // see cgroup.Count
 }
 
 // Calls is how many were refused, and how many only counted.
@@ -111,37 +113,36 @@ func New(now time.Time) *Ledger {
 	return &Ledger{state: state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
 }
 
-// Owner names the pod that a cgroup is of, by its UID; empty if it is of none. ok is false if that can't be said now: then it is asked
+// Owner names the pod that somebody is in, by its UID; empty if it is in none. ok is false if that can't be said now: then it is asked
 // again the next time.
-type Owner func(cgroup uint64) (uid string, ok bool)
+type Owner func(cgroup.Asker) (uid string, ok bool)
 
 // Counted takes what the kernel has counted.
 func (l *Ledger) Counted(counts []cgroup.Count, owner Owner) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	slices.SortFunc(counts, func(a, b cgroup.Count) int { return a.Last.Compare(b.Last) })
 	for _, c := range counts {
 		read := l.counter(c.Asker, owner)
 		if read == nil {
 			continue
 		}
-		more := c.Attempts - read.Count
-		if c.Attempts < read.Count { // it began anew
-			more = c.Attempts
+		if c.Began != read.Began {
+			read.Began, read.Count = c.Began, 0
 		}
-		read.Count = c.Attempts
-		if more == 0 {
+		more := c.Attempts - read.Count
+		if read.Count = c.Attempts; more == 0 {
 			continue
 		}
 		l.changed = true
 		p := l.pod(read.Pod, c.Last)
 		if p == nil {
 			l.Other.add(calls(c.Verdict, more))
+			l.Beyond.add(calls(c.Verdict, more))
 			continue
 		}
 		p.Calls.add(calls(c.Verdict, more))
-		if !c.Last.Before(p.Last) {
-			p.Last, p.Verdict = c.Last, c.Verdict
-		}
+		p.Last, p.Verdict = c.Last, c.Verdict
 	}
 	l.boundCounters(counts)
 }
@@ -149,12 +150,12 @@ func (l *Ledger) Counted(counts []cgroup.Count, owner Owner) {
 // counter is what is remembered of one of the kernel's; nil if whose it is can't be said now. That has to be found out while the cgroup is
 // there, and is kept.
 func (l *Ledger) counter(a cgroup.Asker, owner Owner) *counter {
-	key, number := keyOf(a), strconv.FormatUint(a.Cgroup, 10)
+	key, number := keyOf(a), strconv.FormatUint(cmp.Or(a.Second, a.Top), 10)
 	read := l.Counters[key]
 	if read != nil && read.Pod != number {
 		return read
 	}
-	uid, ok := owner(a.Cgroup)
+	uid, ok := owner(a)
 	switch {
 	case read == nil && !ok:
 		return nil
@@ -168,7 +169,7 @@ func (l *Ledger) counter(a cgroup.Asker, owner Owner) *counter {
 }
 
 func keyOf(a cgroup.Asker) string {
-	return strconv.FormatUint(a.Cgroup, 10) + "/" + strconv.FormatUint(uint64(a.Verdict), 10)
+	return fmt.Sprintf("%d/%d/%d", a.Top, a.Second, a.Verdict)
 }
 
 // boundCounters forgets those that the kernel has forgotten, if there are too many.
@@ -194,7 +195,7 @@ func (l *Ledger) pod(uid string, now time.Time) *pod {
 		return nil
 	}
 	p := &pod{Unlisted: l.listed() >= mostSeries}
-	p.First, p.Last = now, now
+	p.First = now
 	l.Pods[uid], l.changed = p, true
 	return p
 }
@@ -218,6 +219,9 @@ func (l *Ledger) Attempted(a cgroup.Attempt, owner Owner, now time.Time) {
 	}
 	if p := l.pod(read.Pod, now); p != nil {
 		l.changed = p.called(a.Command) || l.changed
+		if p.Verdict == 0 {
+			p.Verdict = a.Verdict
+		}
 	}
 }
 
@@ -282,6 +286,9 @@ func (l *Ledger) Named(all []pods.Pod, now time.Time) {
 
 // succeed makes a pod's series that of the pods before it with the same name: a StatefulSet's, or a static one's.
 func (l *Ledger) succeed(uid string, p *pod) {
+	if p.Known.Ended { // it is the one before
+		return
+	}
 	for other, before := range l.Pods {
 		if other == uid || before.Known == nil || before.Known.Namespace != p.Known.Namespace || before.Known.Name != p.Known.Name {
 			continue
@@ -308,12 +315,13 @@ type Ended struct {
 	Calls Calls
 }
 
-// Expire moves pods that have ended, and have asked no more for long, to their workloads' sums, and returns them.
+// Expire moves pods that have ended, and have asked no more for long, to their workloads' sums, and returns them. Who has ended has to be
+// known: see Named.
 func (l *Ledger) Expire(now time.Time) (ended []Ended) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for uid, p := range l.Pods {
-		if now.Sub(latest(p.Last, p.Alive)) < kept {
+		if now.Sub(latest(latest(p.First, p.Last), p.Alive)) < kept {
 			continue
 		}
 		delete(l.Pods, uid)
@@ -338,7 +346,8 @@ func (l *Ledger) fold(known pods.Pod, p *pod) {
 	g := l.Gone[key]
 	if g == nil {
 		if len(l.Gone) >= mostWorkloads {
-			known, key = pods.Pod{}, "//"
+			l.Beyond.add(p.Calls)
+			return
 		}
 		if g = l.Gone[key]; g == nil {
 			g = &gone{Namespace: known.Namespace, Workload: known.Workload}

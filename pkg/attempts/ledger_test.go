@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,11 +20,17 @@ import (
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // uidOf makes every cgroup a pod's own.
-func uidOf(id uint64) (string, bool) { return "uid-" + strconv.FormatUint(id, 10), true }
+func uidOf(a cgroup.Asker) (string, bool) { return "uid-" + strconv.FormatUint(a.Second, 10), true }
+
+func asker(id uint64, v cgroup.Verdict) cgroup.Asker {
+	return cgroup.Asker{Top: 1, Second: id, Verdict: v}
+}
 
 func blocked(id, n uint64, at time.Time) cgroup.Count {
-	return cgroup.Count{Asker: cgroup.Asker{Cgroup: id, Verdict: cgroup.Blocked}, Attempts: n, Last: at}
+	return cgroup.Count{Asker: asker(id, cgroup.Blocked), Attempts: n, Last: at, Began: 1}
 }
+
+func always() bool { return true }
 
 func named(id uint64, name, workload string) pods.Pod {
 	return pods.Pod{UID: "uid-" + strconv.FormatUint(id, 10), Namespace: "shop", Name: name, Workload: pods.Workload{Kind: "Deployment", Name: workload}}
@@ -49,10 +56,13 @@ func find(series []Series, pod string) (found []Series) {
 // The kernel's counters are added up, over their beginning anew; names come later, and take the attempts with them.
 func TestCounted(t *testing.T) {
 	l := New(start)
-	for _, n := range []uint64{3, 5, 5, 2} { // the last is of a map that was made anew
+	for _, n := range []uint64{1, 2, 2} {
 		l.Counted([]cgroup.Count{blocked(1, n, start)}, uidOf)
 	}
-	l.Counted([]cgroup.Count{{Asker: cgroup.Asker{Cgroup: 1, Verdict: cgroup.Audited}, Attempts: 4, Last: start}}, uidOf)
+	anew := blocked(1, 5, start) // more than the one before has stood at
+	anew.Began = 2
+	l.Counted([]cgroup.Count{anew}, uidOf)
+	l.Counted([]cgroup.Count{{Asker: asker(1, cgroup.Audited), Attempts: 4, Last: start}}, uidOf)
 	want := Series{Unknown, Unknown, "uid-1", Calls{Blocked: 7, Audited: 4}}
 	if got := find(l.Series(), "uid-1"); !slices.Equal(got, []Series{want}) {
 		t.Errorf("before it has a name: %+v", got)
@@ -68,12 +78,12 @@ func TestCounted(t *testing.T) {
 func TestOwnerComesLater(t *testing.T) {
 	l := New(start)
 	counts := []cgroup.Count{blocked(1, 3, start)}
-	l.Counted(counts, func(uint64) (string, bool) { return "", false })
-	l.Attempted(cgroup.Attempt{Asker: counts[0].Asker, Command: "curl"}, func(uint64) (string, bool) { return "", false }, start)
+	l.Counted(counts, func(cgroup.Asker) (string, bool) { return "", false })
+	l.Attempted(cgroup.Attempt{Asker: counts[0].Asker, Command: "curl"}, func(cgroup.Asker) (string, bool) { return "", false }, start)
 	if got := l.Series(); len(got) != 1 || got[0].Calls != (Calls{}) {
 		t.Errorf("counted: %+v", got)
 	}
-	l.Counted(counts, func(uint64) (string, bool) { return "", true })
+	l.Counted(counts, func(cgroup.Asker) (string, bool) { return "", true })
 	if got := find(l.Series(), "1"); len(got) != 1 || got[0].Blocked != 3 {
 		t.Errorf("of nobody: %+v", got)
 	}
@@ -81,7 +91,7 @@ func TestOwnerComesLater(t *testing.T) {
 	if got := find(l.Series(), "uid-1"); len(got) != 1 || got[0].Blocked != 2 {
 		t.Errorf("of a pod: %+v", got)
 	}
-	l.Counted([]cgroup.Count{blocked(1, 6, start)}, func(uint64) (string, bool) { t.Error("asked again"); return "", false })
+	l.Counted([]cgroup.Count{blocked(1, 6, start)}, func(cgroup.Asker) (string, bool) { t.Error("asked again"); return "", false })
 }
 
 // Ten thousand pods that come and go leave a bounded number of series and of memory, and no attempt is lost.
@@ -142,7 +152,7 @@ func TestDetails(t *testing.T) {
 	l := New(start)
 	l.Counted([]cgroup.Count{blocked(1, 1, start)}, uidOf)
 	for i := range 100 {
-		l.Attempted(cgroup.Attempt{Asker: cgroup.Asker{Cgroup: 1, Verdict: cgroup.Blocked}, Command: fmt.Sprint("c", i%30)}, uidOf, start)
+		l.Attempted(cgroup.Attempt{Asker: asker(1, cgroup.Blocked), Command: fmt.Sprint("c", i%30)}, uidOf, start)
 		l.Requested("uid-1", request.Request{Version: request.V1, Document: request.Credentials, Agent: fmt.Sprint("a", i%40)}, start)
 	}
 	_, rows := l.Workloads()
@@ -164,7 +174,7 @@ func TestNews(t *testing.T) {
 	l.Counted([]cgroup.Count{blocked(1, 1, start), blocked(2, 1, start)}, uidOf)
 	l.Named([]pods.Pod{named(1, "web-1", "web")}, start)
 	news := func(at time.Time) (told []string) {
-		for _, n := range l.News(at, 2*time.Second) {
+		for _, n := range l.News(at, 2*time.Second, always, always) {
 			told = append(told, fmt.Sprint(n.UID, n.Known.Name, n.Log, n.Event))
 		}
 		return told
@@ -192,7 +202,7 @@ func TestNews(t *testing.T) {
 		}
 	}
 	at := start.Add(64 * time.Minute)
-	l.Counted([]cgroup.Count{{Asker: cgroup.Asker{Cgroup: 1, Verdict: cgroup.Audited}, Attempts: 1, Last: at}}, uidOf)
+	l.Counted([]cgroup.Count{{Asker: asker(1, cgroup.Audited), Attempts: 1, Last: at}}, uidOf)
 	if got := news(at); !slices.Equal(got, []string{"uid-1web-1false true"}) {
 		t.Errorf("when it is refused no more: %q", got)
 	}
@@ -202,7 +212,7 @@ func TestNews(t *testing.T) {
 func TestFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "some", "attempts.json")
 	l := New(start)
-	if err := l.Load(file); err != nil {
+	if err := l.Load(file, start); err != nil {
 		t.Fatal(err)
 	}
 	l.Counted([]cgroup.Count{blocked(1, 3, start)}, uidOf)
@@ -212,7 +222,7 @@ func TestFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := New(start.Add(time.Hour))
-	if err := again.Load(file); err != nil {
+	if err := again.Load(file, start); err != nil {
 		t.Fatal(err)
 	}
 	again.Counted([]cgroup.Count{blocked(1, 4, start)}, uidOf)
@@ -227,7 +237,7 @@ func TestFile(t *testing.T) {
 	for _, text := range []string{"", "{", "[]", `{"Pods": {"a": null}}`, `{"Counters": {"a": null}}`, `{"Gone": {"a": null}}`, `{"Pods": null}`, `{"Since": 1}`} {
 		write(t, file, text)
 		l := New(start)
-		if err := l.Load(file); err == nil {
+		if err := l.Load(file, start); err == nil {
 			t.Errorf("%q is a ledger", text)
 		}
 		l.Counted([]cgroup.Count{blocked(1, 4, start)}, uidOf)
@@ -241,5 +251,98 @@ func write(t *testing.T, file, text string) {
 	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A pod's first attempt is told of as what it was, whichever is heard of first: its details or its count.
+func TestVerdictOfTheFirst(t *testing.T) {
+	for _, v := range []cgroup.Verdict{cgroup.Audited, cgroup.Blocked} {
+		l := New(start)
+		l.Attempted(cgroup.Attempt{Asker: asker(1, v), Command: "curl"}, uidOf, start.Add(time.Millisecond)) // heard of after it was made
+		l.Counted([]cgroup.Count{{Asker: asker(1, v), Attempts: 1, Last: start}}, uidOf)
+		l.Named([]pods.Pod{named(1, "web-1", "web")}, start)
+		if got := l.News(start, 0, always, always); len(got) != 1 || got[0].Verdict != v {
+			t.Errorf("verdict %d: %+v", v, got)
+		}
+	}
+}
+
+// What may not be told now is told later.
+func TestNewsWait(t *testing.T) {
+	l := New(start)
+	l.Counted([]cgroup.Count{blocked(1, 1, start)}, uidOf)
+	l.Named([]pods.Pod{named(1, "web-1", "web")}, start)
+	never := func() bool { return false }
+	if got := l.News(start, 0, never, never); len(got) != 0 || !l.Waiting() {
+		t.Errorf("told: %+v", got)
+	}
+	if got := l.News(start, 0, always, always); len(got) != 1 || !got[0].Log || !got[0].Event || l.Waiting() {
+		t.Errorf("told: %+v", got)
+	}
+}
+
+// A pod that has ended, and whose name comes late, doesn't take the place of the one that has the name now.
+func TestSucceedByTheLiving(t *testing.T) {
+	l := New(start)
+	l.Counted([]cgroup.Count{blocked(1, 1, start), blocked(2, 2, start)}, uidOf)
+	old := named(1, "db-0", "db")
+	old.Ended = true
+	l.Named([]pods.Pod{named(2, "db-0", "db")}, start)
+	l.Named([]pods.Pod{old}, start)
+	if _, rows := l.Workloads(); len(rows) != 1 || rows[0].Pods != 2 || rows[0].Blocked != 3 {
+		t.Errorf("the report: %+v", rows)
+	}
+}
+
+// A new agent knows the pods that were there, until it is told which are.
+func TestLoadKeepsTheLiving(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "attempts.json")
+	l := New(start)
+	l.Counted([]cgroup.Count{blocked(1, 3, start)}, uidOf)
+	if err := l.Save(file); err != nil {
+		t.Fatal(err)
+	}
+	again, later := New(start), start.Add(time.Hour)
+	if err := again.Load(file, later); err != nil {
+		t.Fatal(err)
+	}
+	if ended := again.Expire(later.Add(time.Minute)); len(ended) > 0 {
+		t.Errorf("ended: %+v", ended)
+	}
+}
+
+// A full ledger is not more than is read again, and a larger file is not read.
+func TestFullLedger(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "attempts.json")
+	l := New(start)
+	for i := range uint64(2 * (mostPods + mostWorkloads)) {
+		at := start.Add(time.Duration(i) * time.Hour)
+		l.Counted([]cgroup.Count{blocked(i, 1, at)}, uidOf)
+		p := named(i, fmt.Sprint(strings.Repeat("n", 200), i), fmt.Sprint(strings.Repeat("w", 200), i))
+		l.Named([]pods.Pod{p}, at)
+		for j := range 2 * mostRequests {
+			l.Requested(p.UID, request.Request{Version: request.V1, Document: request.Credentials, Agent: strings.Repeat("a", 60) + strconv.Itoa(j)}, at)
+			l.Attempted(cgroup.Attempt{Asker: asker(i, cgroup.Blocked), Command: fmt.Sprint("command-", j)}, uidOf, at)
+		}
+		if i < mostWorkloads+10 {
+			l.Expire(at.Add(time.Hour))
+		}
+	}
+	if err := l.Save(file); err != nil {
+		t.Fatal(err)
+	}
+	is, err := os.Stat(file)
+	if err != nil || is.Size() > mostBytes {
+		t.Errorf("%d bytes, %v", is.Size(), err)
+	}
+	if err := New(start).Load(file, start); err != nil {
+		t.Error(err)
+	}
+	if _, rows := l.Workloads(); len(rows) > mostPods+mostWorkloads || l.LeftOut() == 0 {
+		t.Errorf("%d rows, %d left out", len(rows), l.LeftOut())
+	}
+	write(t, file, `{"Pods": {"`+strings.Repeat("x", mostBytes)+`": {}}}`)
+	if err := New(start).Load(file, start); err == nil {
+		t.Error("a file that is too large is read")
 	}
 }

@@ -103,9 +103,18 @@ type News struct {
 	Log, Event bool
 }
 
+// LeftOut is how many attempts are in no row of the report: there were too many pods.
+func (l *Ledger) LeftOut() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Beyond.Blocked + l.Beyond.Audited
+}
+
 // News returns the pods that the log, or an event, has yet to tell of: the latter once an hour, and when a pod that was let through is
 // refused. They count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
-func (l *Ledger) News(now time.Time, wait time.Duration) (list []News) {
+//
+// mayLog and mayTell are asked before one is told of; those that have to wait are returned the next time.
+func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() bool) (list []News) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, uid := range slices.Sorted(maps.Keys(l.Pods)) {
@@ -115,8 +124,9 @@ func (l *Ledger) News(now time.Time, wait time.Duration) (list []News) {
 		}
 		n := News{
 			UID: uid, Calls: p.Calls, Verdict: p.Verdict, Commands: slices.Clone(p.Commands), Requests: slices.Clone(p.Requests),
-			Log:   !p.Logged && (p.Known != nil || now.Sub(p.First) > nameless),
-			Event: p.Known != nil && (p.Last.After(p.Told.Add(tellEvery)) || p.Verdict != p.ToldAs) && now.Sub(p.First) >= wait,
+			Log: !p.Logged && (p.Known != nil || now.Sub(p.First) > nameless) && mayLog(),
+			Event: p.Known != nil && (p.Last.After(p.Told.Add(tellEvery)) || p.Verdict != p.ToldAs) && now.Sub(p.First) >= wait &&
+				mayTell(),
 		}
 		if p.Known != nil {
 			n.Known = *p.Known

@@ -5,6 +5,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,10 +50,12 @@ func Ask(f imds.Family, directory string) (refused bool, err error) {
 // a process has its number of the reader's PID namespace in cgroup.procs, and one that the reader can't see is 0 there.
 func isBelow(directory string) error {
 	found, self := false, strconv.Itoa(os.Getpid())
-	err := walk(directory, func(path string, _ uint64) (goOn bool) {
+	err := walk(directory, func(path string, _ uint64) error {
 		processes, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		found = err == nil && slices.Contains(strings.Fields(string(processes)), self)
-		return !found
+		if found = err == nil && slices.Contains(strings.Fields(string(processes)), self); found {
+			return fs.SkipAll
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("looking for its own cgroup: %w", err)

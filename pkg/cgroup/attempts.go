@@ -31,17 +31,20 @@ const (
 
 // Asker names who makes attempts, and what becomes of them.
 type Asker struct {
-	// Cgroup is the id of the process's cgroup, which is of a container or further down.
-	Cgroup  uint64
-	Verdict Verdict
+	// Top and Second are the ids of the cgroups that the process is in, one and two levels below that of all pods. One of them is a pod's.
+	// A process that is not below has no Top, and in Second its own.
+	Top, Second uint64
+	Verdict     Verdict
 }
 
-// Count is how often somebody has asked, since the map was made, and when last. A counter starts anew when the map is made anew, or when
-// somebody who has not asked for long has made room for others.
+// Count is how often somebody has asked, and when last. A counter starts anew, with another Began, when the map is made anew, or when
+// somebody who had not asked for long has made room for others.
 type Count struct {
 	Asker
 	Attempts uint64
 	Last     time.Time
+	// Began is by the clock of the kernel, in nanoseconds.
+	Began uint64
 }
 
 // Attempt is one of somebody's first within a second.
@@ -75,13 +78,13 @@ func Counts() (counts []Count, err error) {
 	}
 	defer m.Close()
 	now, monotonic := time.Now(), uptime()
-	var key [2]uint64
-	var value [3]uint64
+	var key [keySize / 8]uint64
+	var value [valueSize / 8]uint64
 	all := m.Iterate()
 	for all.Next(&key, &value) {
-		if verdict := Verdict(key[1]); verdict != requested {
-			last := now.Add(time.Duration(value[1]) - monotonic)
-			counts = append(counts, Count{Asker{key[0], verdict}, value[0], last})
+		if asker := (Asker{key[0], key[1], Verdict(key[2])}); asker.Verdict != requested {
+			last := now.Add(time.Duration(value[valueLast/8]) - monotonic)
+			counts = append(counts, Count{asker, value[valueCount/8], last, value[valueBegan/8]})
 		}
 	}
 	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // written to meanwhile
@@ -104,22 +107,27 @@ func uptime() time.Duration {
 func FollowAttempts(ctx context.Context, told func(Attempt)) error {
 	return follow(ctx, "the news of attempts", newsPin(), newsSpec, func(raw []byte) {
 		if len(raw) == -event {
-			word := binary.NativeEndian.Uint64
-			told(Attempt{Asker{word(raw), Verdict(word(raw[8:]))}, uint32(word(raw[16:]) >> 32), unix.ByteSliceToString(raw[24:])})
+			pid, name := binary.NativeEndian.Uint64(raw[keySize:]), raw[keySize+8:]
+			told(Attempt{askerOf(raw), uint32(pid >> 32), unix.ByteSliceToString(name)})
 		}
 	})
 }
 
-// FollowRequests does the same with the beginnings of requests that processes of a cgroup send, in audit mode; of each cgroup at most
-// one a millisecond. shown must not keep what it is given, which may hold secrets and is overwritten when it returns.
-func FollowRequests(ctx context.Context, shown func(cgroup uint64, beginning []byte)) error {
+// askerOf reads a key.
+func askerOf(raw []byte) Asker {
+	word := binary.NativeEndian.Uint64
+	return Asker{word(raw), word(raw[8:]), Verdict(word(raw[16:]))}
+}
+
+// FollowRequests does the same with the beginnings of requests that somebody sends who is let through in audit mode alone; of each at most
+// requestsMost within requestsEvery. shown must not keep what it is given, which may hold secrets and is overwritten when it returns.
+func FollowRequests(ctx context.Context, shown func(by Asker, beginning []byte)) error {
 	return follow(ctx, "the beginnings of requests", beginningsPin(), beginningsSpec, func(raw []byte) {
 		if len(raw) != shownHead+mostShown {
 			return
 		}
-		word := binary.NativeEndian.Uint64
 		defer clear(raw)
-		shown(word(raw), raw[shownHead:shownHead+min(word(raw[16:]), mostShown)])
+		shown(askerOf(raw), raw[shownHead:shownHead+min(binary.NativeEndian.Uint64(raw[keySize:]), mostShown)])
 	})
 }
 

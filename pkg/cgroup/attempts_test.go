@@ -63,10 +63,10 @@ func TestAttempts(t *testing.T) {
 		w.repair(f)
 	}
 	told := gather(w, func(ctx context.Context, add func(string)) error {
-		return FollowAttempts(ctx, func(a Attempt) { add(fmt.Sprint(a.Cgroup, " ", a.Verdict, " ", a.Command)) })
+		return FollowAttempts(ctx, func(a Attempt) { add(fmt.Sprint(a.Top, " ", a.Second, " ", a.Verdict, " ", a.Command)) })
 	})
 	began := time.Now()
-	const one, other = "burstable/pod1/container", "pod2"
+	const one, other = "burstable/pod1/container/deep/down", "pod2/container"
 	if _, err := w.SocketCallsBy(one, w.pod.Namespace, "timed-connect 169.254.169.254:80"); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,8 @@ func TestAttempts(t *testing.T) {
 	name := filepath.Base(os.Args[0])
 	name = name[:min(len(name), 15)]
 	eventually(t, "both are told of", func() bool {
-		return slices.Contains(told(), fmt.Sprint(w.id(one), " 1 ", name)) && slices.Contains(told(), fmt.Sprint(w.id(other), " 1 ", name))
+		return slices.Contains(told(), fmt.Sprint(w.id("burstable"), " ", w.id("burstable/pod1"), " 1 ", name)) &&
+			slices.Contains(told(), fmt.Sprint(w.id("pod2"), " ", w.id(other), " 1 ", name))
 	})
 	if most := int(time.Since(began)/time.Second) + 3; len(told()) > most {
 		t.Errorf("%d calls were told %d times, more than %d", testnode.TimedCalls+1, len(told()), most)
@@ -85,10 +86,12 @@ func TestAttempts(t *testing.T) {
 	for _, f := range imds.Families {
 		w.must(f, layer.Enforced, "")
 	}
-	for cgroup, calls := range map[string]uint64{one: testnode.TimedCalls, other: 1} {
-		c := w.counted()[Asker{w.id(cgroup), Blocked}]
+	for by, calls := range map[Asker]uint64{
+		{w.id("burstable"), w.id("burstable/pod1"), Blocked}: testnode.TimedCalls, {w.id("pod2"), w.id(other), Blocked}: 1,
+	} {
+		c := w.counted()[by]
 		if c.Attempts != calls || c.Last.Before(began.Add(-time.Second)) || c.Last.After(time.Now().Add(time.Second)) {
-			t.Errorf("%s: counted: %+v, want %d", cgroup, c, calls)
+			t.Errorf("counted: %+v, want %d", c, calls)
 		}
 	}
 }
@@ -118,14 +121,14 @@ func TestAuditOnly(t *testing.T) {
 	put(audit, layer.Auditing, "sent")
 	calls := uint64(len(spellings[imds.IPv4]) + len(spellings[imds.IPv6]))
 	// A UDP socket that is connected to the mapped address, and not refused by one hook, is asked of by IPv4's, too.
-	if c := w.counted()[Asker{w.id("pod1/container"), Audited}]; c.Attempts != calls+1 {
+	if c := w.counted()[Asker{w.id("pod1"), w.id("pod1/container"), Audited}]; c.Attempts != calls+1 {
 		t.Errorf("counted: %+v, want %d", c, calls+1)
 	}
 	if blocked := w.look(imds.IPv4).Blocked; blocked != 0 {
 		t.Errorf("%d calls were refused", blocked)
 	}
 	put(enforce, layer.Enforced, "EPERM")
-	if c := w.counted()[Asker{w.id("pod1/container"), Blocked}]; c.Attempts != calls {
+	if c := w.counted()[Asker{w.id("pod1"), w.id("pod1/container"), Blocked}]; c.Attempts != calls {
 		t.Errorf("counted: %+v, want %d", c, calls)
 	}
 	put(audit, layer.Auditing, "sent")
@@ -142,7 +145,7 @@ func TestRequests(t *testing.T) {
 		w.repair(f)
 	}
 	shown := gather(w, func(ctx context.Context, add func(string)) error {
-		return FollowRequests(ctx, func(cgroup uint64, beginning []byte) { add(fmt.Sprint(cgroup, " ", string(beginning))) })
+		return FollowRequests(ctx, func(by Asker, beginning []byte) { add(fmt.Sprint(by.Second, " ", string(beginning))) })
 	})
 	long := strings.Repeat("x", 3000)
 	got := w.try(w.pod.Namespace, "get probe/1@http://169.254.169.254/latest/meta-data/instance-id", "get http://[fd00:ec2::254]/latest/meta-data/instance-id?"+long)
@@ -157,5 +160,76 @@ func TestRequests(t *testing.T) {
 	eventually(t, "both are shown", func() bool { return len(shown()) >= 2 })
 	if got := shown(); !slices.Equal(got, want) {
 		t.Errorf("shown: %q", got)
+	}
+}
+
+// An SDK asks for a token and for what it wants within a millisecond. All of it is shown, and then one request a millisecond at most.
+func TestRequestsInARow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.policy = w.policy.WithMode(policy.AuditOnly)
+	for _, f := range imds.Families {
+		w.repair(f)
+	}
+	shown := gather(w, func(ctx context.Context, add func(string)) error {
+		return FollowRequests(ctx, func(_ Asker, beginning []byte) {
+			line, _, _ := strings.Cut(string(beginning), "\r\n")
+			add(line)
+		})
+	})
+	var calls, want []string
+	for i := range requestsMost {
+		path := fmt.Sprint("/latest/meta-data/instance-id?", i)
+		calls, want = append(calls, "get http://169.254.169.254"+path), append(want, "GET "+path+" HTTP/1.1")
+	}
+	if got := w.try(w.pod.Namespace, calls...); slices.ContainsFunc(got, isNot("200")) {
+		t.Fatalf("the requests end with %q", got)
+	}
+	eventually(t, "all are shown", func() bool { return slices.Equal(shown(), want) })
+
+	began := time.Now()
+	if got := w.try(w.pod.Namespace, slices.Repeat(calls, 50)...); slices.ContainsFunc(got, isNot("200")) {
+		t.Fatalf("one of the requests ends with %q", slices.Compact(got))
+	}
+	eventually(t, "some of many are shown", func() bool { return len(shown()) >= 2*requestsMost })
+	if most := int(time.Since(began)/time.Millisecond) + 3*requestsMost; len(shown()) > most {
+		t.Errorf("%d requests were shown, more than %d", len(shown()), most)
+	}
+}
+
+// Who is let through in any mode, such as a pod in the node's network, is neither counted in audit mode, nor are its requests shown; and a
+// count that was made anew is told from the one before, whatever it stands at.
+func TestNotCounted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.policy = w.policy.WithMode(policy.AuditOnly)
+	w.repair(imds.IPv4)
+	shown := gather(w, func(ctx context.Context, add func(string)) error {
+		return FollowRequests(ctx, func(by Asker, _ []byte) { add(fmt.Sprint(by.Second)) })
+	})
+	const url = "get http://169.254.169.254/latest/meta-data/instance-id"
+	for _, in := range []*testnode.Namespace{w.Host(), w.pod.Namespace} { // the second is shown, so the first would have been by then
+		cgroup := "pod1/container"
+		if in == w.Host() {
+			cgroup = "pod2/container"
+		}
+		if got, err := w.SocketCallsBy(cgroup, in, url); err != nil || got[0] != "200" {
+			t.Fatalf("%s: %q, %v", cgroup, got, err)
+		}
+	}
+	eventually(t, "one is shown", func() bool { return len(shown()) > 0 })
+	if got := shown(); !slices.Equal(got, []string{fmt.Sprint(w.id("pod1/container"))}) {
+		t.Errorf("shown: %q", got)
+	}
+	by := Asker{w.id("pod1"), w.id("pod1/container"), Audited}
+	before := w.counted()
+	if len(before) != 1 || before[by].Attempts != 1 {
+		t.Errorf("counted: %+v", before)
+	}
+	w.sh("rm %s", attemptsPin())
+	w.repair(imds.IPv4)
+	w.try(w.pod.Namespace, "tcp 169.254.169.254:80")
+	if after := w.counted()[by]; after.Attempts != 1 || after.Began == before[by].Began {
+		t.Errorf("counted anew: %+v, and before %+v", after, before[by])
 	}
 }

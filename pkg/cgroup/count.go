@@ -9,24 +9,48 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Of each cgroup, news is told at most once in toldEvery, and the beginning of a request once in requestEvery: a flood costs the agent
-// next to nothing, and hides nobody else.
+// Of each asker, news is told at most once in toldEvery, and the beginnings of requestsMost requests are shown in requestsEvery: a flood
+// costs the agent next to nothing, and hides nobody else. (An SDK asks for a token and for all that it wants within a millisecond.)
 const (
-	toldEvery    = time.Second
-	requestEvery = time.Millisecond
+	toldEvery     = time.Second
+	requestsEvery = 16 * time.Millisecond
+	requestsMost  = 16
 )
 
-// Where a value of attempts has what (see Attempts).
+// Where a value of attempts has what: see Count.
 const (
 	valueCount = 0
 	valueLast  = 8
-	valueTold  = 16
-	valueSize  = 24
+	valueTold  = 16 // since when valueMany were told
+	valueMany  = 24
+	valueBegan = 32
+	valueSize  = 40
 )
 
-// count counts an attempt under the cgroup in R0 and the verdict in R9, and writes both to the event on the stack. It goes on where
-// there is news to tell, and jumps where there is none.
-func (w wanted) count(every time.Duration, otherwise string) asm.Instructions {
+// keySize is that of a key of attempts: see Asker.
+const keySize = 24
+
+// whose writes to the event on the stack which cgroups just below that with the id in R8 the caller is in: the two of its ancestors there.
+// With one that is not below, the second is its own. Pods are at one of these levels (kubernetes,
+// pkg/kubelet/cm/pod_container_manager_linux.go); so it is told who asks whatever a pod makes further down, and although it goes at once.
+//
+// ancestor is to leave the id of the ancestor at the level R7 in R0, and own that of the caller's cgroup.
+func whose(ancestor, own asm.Instructions) (code asm.Instructions) {
+	for level := int32(1); level <= deepest; level++ {
+		code = append(append(code, asm.Mov.Imm(asm.R7, level)), ancestor...)
+		code = append(code, asm.JEq.Reg(asm.R0, asm.R8, "below"))
+	}
+	code = append(code, asm.Mov.Imm(asm.R1, 0), asm.StoreMem(asm.RFP, event, asm.R1, asm.DWord))
+	code = append(append(code, own...), asm.Ja.Label("second"))
+	code = append(append(code, asm.Add.Imm(asm.R7, 1).WithSymbol("below")), ancestor...)
+	code = append(code, asm.StoreMem(asm.RFP, event, asm.R0, asm.DWord), asm.Add.Imm(asm.R7, 1))
+	code = append(code, ancestor...)
+	return append(code, asm.StoreMem(asm.RFP, event+8, asm.R0, asm.DWord).WithSymbol("second"))
+}
+
+// count counts an attempt under the cgroups on the stack and the verdict in R9. It goes on where
+// there is news to tell, which is most times in every, and jumps where there is none.
+func (w wanted) count(most int32, every time.Duration, otherwise string) asm.Instructions {
 	lookUp := func() asm.Instructions {
 		return asm.Instructions{
 			asm.LoadMapPtr(asm.R1, w.attempts.FD()),
@@ -36,14 +60,15 @@ func (w wanted) count(every time.Duration, otherwise string) asm.Instructions {
 		}
 	}
 	code := asm.Instructions{
-		asm.StoreMem(asm.RFP, event, asm.R0, asm.DWord),
-		asm.StoreMem(asm.RFP, event+8, asm.R9, asm.DWord),
+		asm.StoreMem(asm.RFP, event+16, asm.R9, asm.DWord),
 	}
 	code = append(append(code, lookUp()...), asm.JNE.Imm(asm.R0, 0, "known"), asm.Mov.Imm(asm.R1, 0))
-	for at := int16(0); at < valueSize; at += 8 {
+	for at := int16(0); at < valueBegan; at += 8 {
 		code = append(code, asm.StoreMem(asm.RFP, fresh+at, asm.R1, asm.DWord))
 	}
 	code = append(code,
+		asm.FnKtimeGetNs.Call(),
+		asm.StoreMem(asm.RFP, fresh+valueBegan, asm.R0, asm.DWord),
 		asm.LoadMapPtr(asm.R1, w.attempts.FD()),
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, event),
@@ -60,10 +85,16 @@ func (w wanted) count(every time.Duration, otherwise string) asm.Instructions {
 		asm.FnKtimeGetNs.Call(),
 		asm.StoreMem(asm.R8, valueLast, asm.R0, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R8, valueTold, asm.DWord),
-		asm.JEq.Imm(asm.R1, 0, "news"),
+		asm.JEq.Imm(asm.R1, 0, "anew"),
 		asm.Mov.Reg(asm.R2, asm.R0),
 		asm.Sub.Reg(asm.R2, asm.R1),
-		asm.JLT.Imm(asm.R2, int32(every), otherwise),
-		asm.StoreMem(asm.R8, valueTold, asm.R0, asm.DWord).WithSymbol("news"),
+		asm.JGE.Imm(asm.R2, int32(every), "anew"),
+		asm.LoadMem(asm.R1, asm.R8, valueMany, asm.DWord),
+		asm.JGE.Imm(asm.R1, most, otherwise),
+		asm.Add.Imm(asm.R1, 1),
+		asm.Ja.Label("news"),
+		asm.StoreMem(asm.R8, valueTold, asm.R0, asm.DWord).WithSymbol("anew"),
+		asm.Mov.Imm(asm.R1, 1),
+		asm.StoreMem(asm.R8, valueMany, asm.R1, asm.DWord).WithSymbol("news"),
 	)
 }

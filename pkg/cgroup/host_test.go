@@ -111,10 +111,10 @@ func TestHostNetwork(t *testing.T) {
 		t.Errorf("%d calls were counted", counted)
 	}
 	calls += uint64(len(spellings[imds.IPv4]))
-	if counted := w.counted()[Asker{w.id(one), Blocked}].Attempts; counted != calls {
+	if counted := w.counted()[Asker{w.id("burstable"), w.id("burstable/pod1"), Blocked}].Attempts; counted != calls {
 		t.Errorf("%d calls of it were counted, want %d", counted, calls)
 	}
-	if counted := w.counted()[Asker{w.id(other), Blocked}].Attempts; counted != 0 {
+	if counted := w.counted()[Asker{w.id("burstable"), w.id("burstable/pod2"), Blocked}].Attempts; counted != 0 {
 		t.Errorf("%d calls were counted of one that is let through", counted)
 	}
 	w.allow()
@@ -124,7 +124,7 @@ func TestHostNetwork(t *testing.T) {
 
 	w.host(policy.Audit)
 	w.calls(one, imds.IPv4, "sent", "with audit")
-	if counted := w.counted()[Asker{w.id(one), Audited}].Attempts; counted != uint64(len(spellings[imds.IPv4]))+1 { // see TestAuditOnly
+	if counted := w.counted()[Asker{w.id("burstable"), w.id("burstable/pod1"), Audited}].Attempts; counted != uint64(len(spellings[imds.IPv4]))+1 { // see TestAuditOnly
 		t.Errorf("with audit %d calls were counted", counted)
 	}
 	w.host(policy.Block)

@@ -159,6 +159,10 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	if at, err = os.Open(s.directory); err != nil {
 		return nil, fmt.Errorf("opening the pods' cgroup: %w", err)
 	}
+	if s.pods, err = idOf(at); err != nil {
+		at.Close()
+		return nil, err
+	}
 	_, _, err = attached(at, ebpf.AttachCGroupInet4Connect) // the library does not tell one error from another
 	switch {
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS):

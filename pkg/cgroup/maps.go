@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -16,9 +17,19 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// mostPods is how many pods, or cgroups that have asked, a map has room for. A node has at most 737 pods on EKS
+// mostPods is how many pods a map has room for. A node has at most 737 pods on EKS
 // (awslabs/amazon-eks-ami, eni-max-pods.txt), and a pod that is gone makes room only when the next list is written.
 const mostPods = 4096
+
+// mostAskers is how many the count has room for. Before Linux 6.16 (commit d4adf1c9ee77) each processor kept 128 entries to itself, and one
+// that came too late for its share forgot whom it had counted at once.
+func mostAskers() uint32 {
+	processors, err := ebpf.PossibleCPU()
+	if err != nil {
+		processors = runtime.NumCPU()
+	}
+	return mostPods + 128*uint32(processors)
+}
 
 // The sizes of the ring buffers, in bytes: hundreds of events, and of beginnings of requests.
 const (
@@ -29,7 +40,7 @@ const (
 // The kinds of map. Of refused each family has one; the others are both families'.
 var (
 	refusedSpec    = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
-	attemptsSpec   = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.LRUHash, KeySize: 16, ValueSize: valueSize, MaxEntries: mostPods}
+	attemptsSpec   = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.LRUHash, KeySize: keySize, ValueSize: valueSize, MaxEntries: mostAskers()}
 	newsSpec       = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.RingBuf, MaxEntries: newsSize}
 	beginningsSpec = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.RingBuf, MaxEntries: beginningsSize}
 	allowedSpec    = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: mostPods}

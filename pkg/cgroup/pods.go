@@ -17,27 +17,22 @@ import (
 // with underscores for dashes, and `.slice` for systemd (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
 var podName = regexp.MustCompile(`^(?:.*-)?pod([0-9a-f]{8}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{12})(?:\.slice)?$`)
 
-// Pods returns the ids of the cgroups of all pods below a directory, by the pods' UIDs; and of these and all cgroups further down, whose
-// they are.
-func Pods(directory string) (ids map[string]uint64, owners map[uint64]string, err error) {
-	ids, owners = map[string]uint64{}, map[uint64]string{}
-	at := map[string]string{} // the owners, by path: a cgroup comes after the one that it is in
-	err = walk(directory, func(path string, id uint64) bool {
-		uid := at[filepath.Dir(path)]
-		if uid == "" { // what is in a pod is the pod's, whatever the pod calls it
-			if uid = podOf(filepath.Base(path)); uid != "" {
-				ids[uid] = id
-			}
+// Pods returns the ids of the cgroups of all pods below a directory, by the pods' UIDs. What is in a pod is the pod's, whatever the pod has
+// called it.
+func Pods(directory string) (ids map[string]uint64, err error) {
+	ids = map[string]uint64{}
+	err = walk(directory, func(path string, id uint64) error {
+		uid := podOf(filepath.Base(path))
+		if uid == "" {
+			return nil
 		}
-		if uid != "" {
-			owners[id], at[path] = uid, uid
-		}
-		return true
+		ids[uid] = id
+		return fs.SkipDir
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("listing the pods' cgroups: %w", err)
+		return nil, fmt.Errorf("listing the pods' cgroups: %w", err)
 	}
-	return ids, owners, nil
+	return ids, nil
 }
 
 func podOf(name string) (uid string) {
@@ -47,12 +42,10 @@ func podOf(name string) (uid string) {
 	return ""
 }
 
-var errEnough = errors.New("found")
-
-// walk visits the cgroups below a directory, to the deepest level at which pods are looked for, each with its id, until visit says that
-// it is enough.
-func walk(directory string, visit func(path string, id uint64) (goOn bool)) error {
-	err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
+// walk visits the cgroups below a directory, to the deepest level at which pods are looked for, each with its id. visit returns what a
+// [fs.WalkDirFunc] does.
+func walk(directory string, visit func(path string, id uint64) error) error {
+	return filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && path != directory { // it has gone meanwhile
 			return nil
 		}
@@ -63,16 +56,12 @@ func walk(directory string, visit func(path string, id uint64) (goOn bool)) erro
 		if err != nil {
 			return nil
 		}
-		if !visit(path, is.Sys().(*syscall.Stat_t).Ino) {
-			return errEnough
+		if err := visit(path, is.Sys().(*syscall.Stat_t).Ino); err != nil {
+			return err
 		}
 		if below, _ := filepath.Rel(directory, path); strings.Count(below, "/")+1 >= deepest {
 			return fs.SkipDir
 		}
 		return nil
 	})
-	if errors.Is(err, errEnough) {
-		return nil
-	}
-	return err
 }

@@ -80,6 +80,7 @@ func (h hook) where(address netip.Addr) (words []uint32, offset int16) {
 type wanted struct {
 	family    imds.Family
 	node      uint64 // the cookie of its network namespace
+	pods      uint64 // the id of the pods' cgroup
 	host      policy.HostNetwork
 	auditOnly bool
 	*maps
@@ -96,9 +97,9 @@ func (w wanted) verdict() Verdict {
 // Where a program has what it needs, from the end of its stack: an event, which begins with the key of attempts, and the value of a new
 // one; and keys of other maps.
 const (
-	event    = -40 // see Attempt
-	fresh    = -64
-	otherKey = -72
+	event    = -48 // see Attempt
+	fresh    = event - valueSize
+	otherKey = fresh - 8
 )
 
 func (h hook) program(w wanted) *ebpf.ProgramSpec {
@@ -134,13 +135,17 @@ func (h hook) calls(w wanted) asm.Instructions {
 		asm.JEq.Imm32(asm.R1, probeMark, "refused"),
 	)
 	code = append(code, w.hostCalls()...)
-	code = append(code, asm.FnGetCurrentCgroupId.Call().WithSymbol("attempt"))
-	code = append(code, w.count(toldEvery, "counted")...)
+	code = append(code, asm.LoadImm(asm.R8, int64(w.pods), asm.DWord).WithSymbol("attempt"))
+	code = append(code, whose(
+		asm.Instructions{asm.Mov.Reg(asm.R1, asm.R7), asm.FnGetCurrentAncestorCgroupId.Call()},
+		asm.Instructions{asm.FnGetCurrentCgroupId.Call()},
+	)...)
+	code = append(code, w.count(1, toldEvery, "counted")...)
 	code = append(code,
 		asm.FnGetCurrentPidTgid.Call(),
-		asm.StoreMem(asm.RFP, event+16, asm.R0, asm.DWord),
+		asm.StoreMem(asm.RFP, event+keySize, asm.R0, asm.DWord),
 		asm.Mov.Reg(asm.R1, asm.RFP),
-		asm.Add.Imm(asm.R1, event+24),
+		asm.Add.Imm(asm.R1, event+keySize+8),
 		asm.Mov.Imm(asm.R2, 16),
 		asm.FnGetCurrentComm.Call(),
 		asm.LoadMapPtr(asm.R1, w.news.FD()),

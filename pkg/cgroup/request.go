@@ -32,12 +32,12 @@ const (
 )
 
 // shownHead is the head of what is passed on: the event's key, and how many bytes of the request follow.
-const shownHead = 24
+const shownHead = keySize + 8
 
 // requests is what runs when a packet leaves: the beginnings of requests to the endpoint are passed on, and every packet goes its way.
 // The answers come by another hook, and are never seen.
 func (w wanted) requests() asm.Instructions {
-	const header = -120 // on the stack
+	const header = otherKey - ip6Length // on the stack
 	load := func(offset asm.Register, to int16, length int32) asm.Instructions {
 		return asm.Instructions{
 			asm.Mov.Reg(asm.R1, asm.R6),
@@ -95,12 +95,27 @@ func (w wanted) requests() asm.Instructions {
 	code = append(code,
 		asm.JNE.Imm32(asm.R1, int32(binary.NativeEndian.Uint32([]byte("POST"))), "pass"),
 
-		asm.Mov.Imm(asm.R9, int32(requested)).WithSymbol("request"),
-		asm.Mov.Reg(asm.R1, asm.R6),
-		asm.FnSkbCgroupId.Call(),
+		asm.StoreMem(asm.RFP, header, asm.R7, asm.DWord).WithSymbol("request"),
+		asm.LoadImm(asm.R8, int64(w.pods), asm.DWord),
 	)
-	code = append(code, w.count(requestEvery, "pass")...)
+	code = append(code, whose(
+		asm.Instructions{asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Reg(asm.R2, asm.R7), asm.FnSkbAncestorCgroupId.Call()},
+		asm.Instructions{asm.Mov.Reg(asm.R1, asm.R6), asm.FnSkbCgroupId.Call()},
+	)...)
+	// Who is let through in any mode, such as pods in the node's network, has no attempts, and is not looked at.
+	code = append(code,
+		asm.Mov.Imm(asm.R1, int32(Audited)),
+		asm.StoreMem(asm.RFP, event+16, asm.R1, asm.DWord),
+		asm.LoadMapPtr(asm.R1, w.attempts.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, event),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "pass"),
+		asm.Mov.Imm(asm.R9, int32(requested)),
+	)
+	code = append(code, w.count(requestsMost, requestsEvery, "pass")...)
 	return append(code,
+		asm.LoadMem(asm.R7, asm.RFP, header, asm.DWord),
 		// What is left of the packet, from 1 to mostShown bytes, in a form that the verifier of Linux 6.1 follows.
 		asm.LoadMem(asm.R8, asm.R6, skbLen, asm.Word),
 		asm.JLE.Reg(asm.R8, asm.R7, "pass"),
@@ -121,7 +136,9 @@ func (w wanted) requests() asm.Instructions {
 		asm.StoreMem(asm.R9, 0, asm.R1, asm.DWord),
 		asm.LoadMem(asm.R1, asm.RFP, event+8, asm.DWord),
 		asm.StoreMem(asm.R9, 8, asm.R1, asm.DWord),
-		asm.StoreMem(asm.R9, 16, asm.R8, asm.DWord),
+		asm.LoadMem(asm.R1, asm.RFP, event+16, asm.DWord),
+		asm.StoreMem(asm.R9, 16, asm.R1, asm.DWord),
+		asm.StoreMem(asm.R9, keySize, asm.R8, asm.DWord),
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.Mov.Reg(asm.R2, asm.R7),
 		asm.Mov.Reg(asm.R3, asm.R9),

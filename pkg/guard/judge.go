@@ -21,8 +21,9 @@ type Evidence struct {
 	Answered, Connected string
 	// NotProbed says why no such packet could be sent.
 	NotProbed error
-	// Auditing: nothing is to be stopped.
+	// Auditing: nothing is to be stopped. Blocking names what does all the same.
 	Auditing bool
+	Blocking []string
 	// Unlisted says why pods in the node's network are let through that were not to be, if they are.
 	Unlisted error
 }
@@ -96,6 +97,10 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 
 // Reasons say, for a person, what else there is to know than the layers' states: what is open, or what would be without a layer.
 func (s Status) Reasons() (reasons []string) {
+	if s.Auditing && len(s.Blocking) > 0 {
+		reasons = append(reasons, fmt.Sprintf("rules like those of imds-guard are in FORWARD (%s) and block pods in audit mode, too: "+
+			"they are an admin's, or were not recorded; `imds-guard cleanup` removes them", strings.Join(s.Blocking, ", ")))
+	}
 	if s.Auditing {
 		reasons = append(reasons, "imds-guard runs in audit mode: it blocks nothing and counts who asks (`imds-guard report`)")
 	}

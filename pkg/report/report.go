@@ -14,9 +14,10 @@ type Node struct {
 	Version string `json:"version"`
 	// Mode is enforce or audit.
 	Mode string `json:"mode"`
-	// Protected and Degraded are as in `imds-guard check`.
+	// Protected and Degraded are as in `imds-guard check`, and Condition says why, in the words of the node's condition IMDSProtected.
 	Protected bool    `json:"protected"`
 	Degraded  bool    `json:"degraded"`
+	Condition string  `json:"condition"`
 	Layers    []Layer `json:"layers"`
 	// Since is when the counts began: with the first agent since the node has booted that counted.
 	Since time.Time `json:"since"`

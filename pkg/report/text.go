@@ -127,7 +127,10 @@ func writeWorkloads(w io.Writer, workloads []Workload) {
 // title is the workload's name, with its kind.
 func title(w Workload) string {
 	text := Printable(w.Kind + "/" + w.Name)
-	if w.Kind == "" {
+	switch {
+	case w.Kind == "" && w.Name == "":
+		text = "pods that nobody has named"
+	case w.Kind == "":
 		text = "unknown pod " + Printable(w.Name)
 	}
 	if w.HostNetwork {

@@ -31,7 +31,10 @@ func Cleanup(families []imds.Family, patterns []ifpattern.Pattern) (removed []Re
 		node := newForward(f, nil)
 		for _, b := range []Backend{NFT, Legacy} {
 			r := Removed{Family: f, Backend: b}
-			err := r.clean(node, ours)
+			var err error
+			if len(ours) > 0 {
+				err = r.clean(node, ours)
+			}
 			if b == NFT {
 				err = errors.Join(err, r.cleanOwn(node, ours))
 			}

@@ -128,7 +128,7 @@ func (r Record) Forget() error {
 
 // ForgetAttempts removes what the agent has counted, and the socket of one that was killed.
 func (r Record) ForgetAttempts() error {
-	for _, file := range []string{r.Attempts(), r.Socket()} {
+	for _, file := range []string{r.Attempts(), r.Attempts() + ".new", r.Socket()} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing what was counted: %w", err)
 		}

@@ -74,7 +74,13 @@ func TestAuditMode(t *testing.T) {
 	if got := n.forward(v); got[0] != v.ours() {
 		t.Errorf("the admin's rule went: %q", got)
 	}
+	const blocks = "rules like those of imds-guard are in FORWARD (iptables ipv4) and block pods in audit mode, too"
+	if _, stdout, _ := n.guard(append([]string{"check", "--mode", "audit"}, flags...)...); !strings.Contains(stdout, blocks) {
+		t.Errorf("check says nothing of the admin's rule:\n%s", stdout)
+	}
+	eventually(t, "so does the agent", func() bool { return strings.Contains(n.report().Condition, blocks) })
 	n.sh("%s -w -D FORWARD -i eni+ -d 169.254.169.254/32 -j DROP", v.iptables())
+	eventually(t, "it says so no more", func() bool { return !strings.Contains(n.report().Condition, blocks) })
 	eventually(t, "attempts are counted", func() bool {
 		return a.metric(`imds_guard_rule_state{family="ipv6",layer="cgroup",state="auditing"}`) == 1
 	})
@@ -139,6 +145,14 @@ func TestAuditMode(t *testing.T) {
 	if got := n.foreign(); got != before {
 		t.Errorf("back in audit mode the rules of others are\n%s\nand were\n%s", got, before)
 	}
+	// An enforcing agent that has not ended yet puts everything back.
+	old := n.start(append(flags, "--metrics-bind-address", "off")...)
+	eventually(t, "it blocks again", func() bool { return old.log.Count("msg=started") == 1 && n.onTop(v) })
+	n.sh("sleep 1")
+	old.kill()
+	eventually(t, "nothing is left of that, either", func() bool {
+		return n.served(variants[0]) && n.served(variants[1]) && allAre(n.calls(n.pod.Namespace), "sent") && !slices.Contains(n.forward(v), v.ours())
+	})
 	a.kill()
 	n.guard("cleanup")
 	if left := n.sh("ls /sys/fs/bpf | grep -v debug || true; find /run/imds-guard -name '*.json' -o -type s"); strings.TrimSpace(left) != "" {
@@ -323,5 +337,41 @@ func TestAttributionOff(t *testing.T) {
 	}
 	if r := n.report(); len(r.Workloads) > 0 || !strings.Contains(r.Incomplete, "--attribution=off") {
 		t.Errorf("the report: %+v", r)
+	}
+}
+
+// Where the layer of sockets can't be put into audit mode, programs that refuse sockets go.
+func TestAuditModeWithoutSockets(t *testing.T) {
+	t.Parallel()
+	n, _, flags := askingNode(t)
+	a := n.startReady(flags...)
+	eventually(t, "all layers are in force", func() bool { return a.metric("imds_guard_degraded") == 0 })
+	if got := n.calls(n.pod.Namespace); !allAre(got, "EPERM") {
+		t.Errorf("when it is enforced: %q", got)
+	}
+	a.kill()
+	flags = append(flags, "--mode", "audit", "--pods-cgroup", "/sys/fs/cgroup/nowhere")
+	a = n.startReady(flags...)
+	eventually(t, "nothing is blocked", func() bool { return allAre(n.calls(n.pod.Namespace), "sent") && n.served(variants[0]) })
+	if r := n.report(); !strings.Contains(r.Incomplete, "attempts of ipv4 may be missing: the layer is unknown") || r.Protected {
+		t.Errorf("the report: %+v", r)
+	}
+}
+
+// The report says what check says: a pod behind an interface that nothing covers makes a node unprotected.
+func TestReportOfAnUncoveredInterface(t *testing.T) {
+	t.Parallel()
+	n, _, flags := askingNode(t)
+	n.layers = "iptables,cgroup"
+	if _, err := n.AddPod("cali0123456789a"); err != nil {
+		t.Fatal(err)
+	}
+	n.startReady(flags...)
+	eventually(t, "it is not protected", func() bool {
+		r := n.report()
+		return !r.Protected && strings.Contains(r.Condition, "cali0123456789a")
+	})
+	if code, _, _ := n.guard(append([]string{"check"}, flags...)...); code != 1 {
+		t.Errorf("check ends with %d", code)
 	}
 }
