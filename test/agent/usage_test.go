@@ -62,7 +62,7 @@ func TestBadInput(t *testing.T) {
 		{"run --log-format xml", "--log-format: \"xml\" is none; use text or json"},
 		{"run --config /does/not/exist", "--config: reading the file: open /does/not/exist: no such file"},
 		{"run --config " + dir, "--config: reading the file"},
-		{"run --config " + file("unknown.yaml", "verdict: drop\ninterfaces: [eni+]\n"), "unknown.yaml:2: \"interfaces\" is no setting; use backend, health-bind-address, host-network-namespaces, "},
+		{"run --config " + file("unknown.yaml", "verdict: drop\ninterfaces: [eni+]\n"), "unknown.yaml:2: \"interfaces\" is no setting; use attribution, backend, health-bind-address, host-network-namespaces, "},
 		{"run --config " + file("twice.yaml", "verdict: drop\nverdict: reject\n"), "twice.yaml"},
 		{"run --config " + file("two.yaml", "verdict: drop\n---\nverdict: reject\n"), "two.yaml: there is something behind the first document"},
 		{"run --config " + file("nested.yaml", "interface: {eni: 1}\n"), "nested.yaml:1: interface: write a value, or a list of values"},
