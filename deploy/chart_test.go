@@ -5,10 +5,13 @@ package deploy_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/imds-guard/imds-guard/pkg/config"
+	"github.com/imds-guard/imds-guard/pkg/node"
 )
 
 const chart = "chart/imds-guard"
@@ -196,11 +200,12 @@ func TestValues(t *testing.T) {
 		{
 			"every flag", []string{
 				"agent.interface={eni+,vlan+}", "agent.backend=nft", "agent.hostNetworkPods=audit", "agent.hostNetworkNamespaces={a,b}", "agent.verdict=reject", "agent.resyncPeriod=1m30s",
+				"agent.mode=audit",
 				"agent.probeInterval=10m",
 				"agent.kubernetes=on", "agent.metricsBindAddress=:9999", "agent.healthBindAddress=127.0.0.1:9998",
 				"webConfig.secretName=web", "agent.logLevel=debug", "agent.logFormat=text",
 			},
-			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--host-network-pods=audit","--host-network-namespaces=a,b","--backend=nft","--verdict=reject","--resync-period=1m30s","--probe-interval=10m",` +
+			[]check{{agent + "args", `["run","--interface=eni+,vlan+","--host-network-pods=audit","--host-network-namespaces=a,b","--mode=audit","--backend=nft","--verdict=reject","--resync-period=1m30s","--probe-interval=10m",` +
 				`"--kubernetes=on","--metrics-bind-address=:9999","--health-bind-address=127.0.0.1:9998",` +
 				`"--web-config-file=/etc/imds-guard/web/web-config.yml","--log-level=debug","--log-format=text"]`}},
 		},
@@ -224,14 +229,13 @@ func TestValues(t *testing.T) {
 				{pod + "volumes cgroup", `null`},
 			},
 		},
-		{
-			"pods in the node's network", []string{"agent.hostNetworkPods=block"},
-			[]check{
-				args(`,"--host-network-pods=block"`),
-				{"ClusterRole/imds-guard rules 2", `{"apiGroups":[""],"resources":["pods"],"verbs":["list","watch"]}`},
-			},
-		},
-		{"unquoted on", []string{"agent.kubernetes=true"}, []check{args(`,"--kubernetes=on"`)}},
+		{"pods in the node's network", []string{"agent.hostNetworkPods=block"}, []check{args(`,"--host-network-pods=block"`)}},
+		{"audit mode", []string{"agent.mode=audit"}, []check{args(`,"--mode=audit"`)}},
+		{"nobody is named", []string{"agent.attribution=off"}, []check{args(`,"--attribution=off"`)}},
+		{"nobody is named, unquoted", []string{"agent.attribution=false"}, []check{args(`,"--attribution=off"`)}},
+		{"unquoted on", []string{"agent.kubernetes=true", "agent.attribution=true"}, []check{args(`,"--kubernetes=on"`)}},
+		// As with values that were kept from a version before them, by helm upgrade --reuse-values.
+		{"unset", []string{"agent.mode=null", "agent.attribution=null"}, []check{args("")}},
 		{
 			"metrics on the node alone", []string{"agent.metricsBindAddress=127.0.0.1:9200"},
 			append(probes("metrics", "127.0.0.1"), args(`,"--metrics-bind-address=127.0.0.1:9200"`),
@@ -370,6 +374,106 @@ func acceptArgs(t *testing.T, docs documents) {
 	}
 }
 
+// What the agent's token may do grows by what the settings need, and by nothing else. The Role, for events about Nodes, is always
+// the same.
+func TestRights(t *testing.T) {
+	for _, tt := range []struct {
+		values []string
+		rules  string
+	}{
+		{nil, nodeRules + podsRule + eventsRule},
+		{[]string{"agent.attribution=true"}, nodeRules + podsRule + eventsRule},
+		{[]string{"agent.mode=audit"}, nodeRules + podsRule + eventsRule},
+		{[]string{"agent.hostNetworkPods=block"}, nodeRules + podsRule + eventsRule},
+		{[]string{"agent.kubernetes=on"}, nodeRules + podsRule + eventsRule},
+		{[]string{"cleanup.run=true"}, nodeRules + podsRule + eventsRule},
+		{[]string{"agent.attribution=off"}, nodeRules},
+		{[]string{"agent.attribution=false"}, nodeRules},
+		{[]string{"agent.attribution=off", "agent.hostNetworkPods=audit"}, nodeRules + podsRule},
+		{[]string{"agent.attribution=off", "agent.hostNetworkPods=block"}, nodeRules + podsRule},
+		// Nobody is seen to ask.
+		{[]string{"agent.layers={iptables,route}"}, nodeRules},
+	} {
+		t.Run(strings.Join(tt.values, ","), func(t *testing.T) {
+			docs := mustRender(t, tt.values...)
+			docs.check(t, []check{
+				{"ClusterRole/imds-guard rules", "[" + tt.rules + "]"},
+				{"Role/imds-guard metadata namespace", `"default"`},
+				{"Role/imds-guard rules", "[" + eventsRule[1:] + "]"},
+			})
+			if pods := len(docs.validations(t, eventsPolicy)) > len(nodeEvents); pods != strings.HasSuffix(tt.rules, eventsRule) {
+				t.Errorf("events about pods: by the admission policy %t, and by RBAC %t", pods, !pods)
+			}
+		})
+	}
+}
+
+// validations are a policy's expressions, by what is said to whom they refuse.
+func (d documents) validations(t *testing.T, policy string) map[string]string {
+	t.Helper()
+	list, _ := at(map[string]any(d), policy+"validations").([]any)
+	found := map[string]string{}
+	for i := range list {
+		message, _ := at(list, strconv.Itoa(i)+" message").(string)
+		expression, _ := at(list, strconv.Itoa(i)+" expression").(string)
+		if message == "" || found[message] != "" || at(list, strconv.Itoa(i)+" reason") != "Forbidden" {
+			t.Errorf("validation %d of %s has the message %q: it has to have one of its own, and the reason Forbidden", i, policy, message)
+		}
+		found[message] = strings.Join(strings.Fields(expression), " ")
+	}
+	return found
+}
+
+// aboutNode: an event is about the agent's own node.
+const aboutNode = `e.involvedObject.?kind.orValue('') == 'Node' && e.involvedObject.?name.orValue('') == variables.ownNode`
+
+// What the events policy asks of each event; of those of an agent that names no pods; and of one's that does.
+var (
+	ownEvents = map[string]string{
+		"the imds-guard agent may not delete events":                  `request.operation != 'DELETE'`,
+		"the imds-guard agent may record events only in its own name": `variables.events.all(e, e.?source.?component.orValue('') == 'imds-guard')`,
+	}
+	nodeEvents = with(ownEvents, map[string]string{
+		"the imds-guard agent may record events only about the node that its token is bound to": `variables.ownNode != '' && variables.events.all(e, ` + aboutNode + `)`,
+	})
+	podEvents = with(ownEvents, map[string]string{
+		"the imds-guard agent may record events only about the node that its token is bound to, and about pods": `variables.ownNode != '' && variables.events.all(e, ` +
+			aboutNode + ` || e.involvedObject.?kind.orValue('') == 'Pod')`,
+		"the imds-guard agent may record events about its node only in the namespace default":                           `variables.events.size() == variables.aboutPods.size() || request.namespace == 'default'`,
+		"the imds-guard agent may record events about a pod only in the pod's own namespace":                            `variables.aboutPods.all(e, e.involvedObject.?namespace.orValue('') == request.namespace)`,
+		"the imds-guard agent may record events about pods only with the reason IMDSAccessBlocked or IMDSAccessAudited": `variables.aboutPods.all(e, e.?reason.orValue('') in ['IMDSAccessBlocked', 'IMDSAccessAudited'])`,
+		"the imds-guard agent may record events about pods only as seen from the node that its token is bound to": `variables.aboutPods.all(e, e.?source.?host.orValue('') == variables.ownNode && ` +
+			`e.?reportingInstance.orValue('') in ['', variables.ownNode])`,
+	})
+)
+
+func with(some, more map[string]string) map[string]string {
+	all := maps.Clone(some)
+	maps.Copy(all, more)
+	return all
+}
+
+// The events policy lets through what pkg/node records, under its reasons, and nothing else.
+func TestEventsPolicy(t *testing.T) {
+	for _, reason := range []string{node.EventBlocked, node.EventAudited} {
+		if !strings.Contains(fmt.Sprint(podEvents), "'"+reason+"'") {
+			t.Errorf("events with the reason %s, which the agent records, are refused", reason)
+		}
+	}
+	aboutPods := `{"expression":"variables.events.filter(e, e.involvedObject.?kind.orValue('') == 'Pod')","name":"aboutPods"}`
+	for _, tt := range []struct {
+		attribution string
+		want        map[string]string
+		variable    string
+	}{{"on", podEvents, aboutPods}, {"off", nodeEvents, "null"}} {
+		docs := mustRender(t, "agent.attribution="+tt.attribution)
+		docs.check(t, []check{{eventsPolicy + "variables aboutPods", tt.variable}})
+		if got := docs.validations(t, eventsPolicy); !maps.Equal(got, tt.want) {
+			t.Errorf("attribution %s:\n got %q\nwant %q", tt.attribution, got, tt.want)
+		}
+	}
+}
+
 func TestWithoutKubernetes(t *testing.T) {
 	for _, off := range []string{"off", "false"} {
 		docs := mustRender(t, "agent.kubernetes="+off)
@@ -418,6 +522,39 @@ func TestWithoutAdmissionPolicy(t *testing.T) {
 		"ClusterRoleBinding/imds-guard", "Role/imds-guard", "RoleBinding/imds-guard", "DaemonSet/imds-guard")
 }
 
+// Whoever installs it is told whether anything is blocked.
+func TestNotes(t *testing.T) {
+	const audit, enforce = "AUDIT MODE: imds-guard blocks nothing.", "--set agent.mode=enforce"
+	for _, tt := range []struct {
+		values     string
+		has, lacks []string
+	}{
+		{"agent.mode=enforce", []string{"a time-out means blocked", "kubectl imds-guard --namespace guards report"}, []string{audit, enforce}},
+		{"agent.mode=audit", []string{audit, enforce, "kubectl imds-guard --namespace guards report", "get and create pods/exec"}, []string{"a time-out means blocked", "pods stay blocked"}},
+		{"agent.attribution=off", []string{"a time-out means blocked"}, []string{"kubectl imds-guard"}},
+		{"agent.layers={iptables,route}", []string{"a time-out means blocked"}, []string{"kubectl imds-guard"}},
+		{"cleanup.run=true,agent.mode=audit", []string{"The cleanup runs"}, []string{audit}},
+	} {
+		cmd := exec.Command(helm(t), "install", "imds-guard", chart, "--namespace=guards", "--dry-run=client", "--set="+tt.values)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+os.DevNull) // it asks no cluster
+		out, err := cmd.CombinedOutput()
+		_, notes, found := strings.Cut(string(out), "\nNOTES:\n")
+		if err != nil || !found {
+			t.Fatalf("%s: %v: %s", tt.values, err, out)
+		}
+		for _, text := range tt.has {
+			if !strings.Contains(notes, text) {
+				t.Errorf("%s: the notes lack %q:\n%s", tt.values, text, notes)
+			}
+		}
+		for _, text := range tt.lacks {
+			if strings.Contains(notes, text) {
+				t.Errorf("%s: the notes have %q:\n%s", tt.values, text, notes)
+			}
+		}
+	}
+}
+
 func TestPolicies(t *testing.T) {
 	for _, name := range []string{"services", "probes"} {
 		mustRender(t, "agent.kubernetes=off", "policies."+name+"=true").kinds(t, "ServiceAccount/imds-guard", "DaemonSet/imds-guard",
@@ -438,6 +575,10 @@ func TestWrongValues(t *testing.T) {
 		{"agent.layers={iptables,route},agent.hostNetworkPods=block", "agent.hostNetworkPods is for the layer cgroup"},
 		{"agent.layers={iptables,route},agent.podsCgroup=/x", "agent.podsCgroup is for the layer cgroup"},
 		{"agent.verdict=reject,agent.layers={route}", "agent.verdict is reject"},
+		{"agent.mode=audit,agent.layers={iptables,route}", "agent.mode is audit, and only the layer cgroup sees who asks"},
+		{"agent.mode=audit,agent.attribution=false", "agent.attribution is off, and audit mode has nothing to report then"},
+		{"agent.mode=off", "/agent/mode"},
+		{"agent.attribution=maybe", "/agent/attribution"},
 		{"agent.podsCgroup=kubepods", "/agent/podsCgroup"},
 		{"policies.probes=yes", "/policies/probes"},
 		{"agent.interface={eni+,a/b}", "/agent/interface/1"},

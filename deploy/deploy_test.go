@@ -103,9 +103,8 @@ func agentChecks(securityContext string) []check {
 		{pod + "automountServiceAccountToken", `true`},
 		{agent + "env", `[{"name":"NODE_NAME","valueFrom":{"fieldRef":{"fieldPath":"spec.nodeName"}}},` + addresses + `]`},
 
-		// Exactly what pkg/node uses.
-		{"ClusterRole/imds-guard rules", `[{"apiGroups":[""],"resources":["nodes"],"verbs":["get","patch"]},` +
-			`{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]}]`},
+		// Exactly what pkg/node and pkg/pods use.
+		{"ClusterRole/imds-guard rules", "[" + nodeRules + podsRule + eventsRule + "]"},
 		{"ClusterRoleBinding/imds-guard roleRef",
 			`{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":"imds-guard"}`},
 		{"ClusterRoleBinding/imds-guard subjects", subject},
@@ -137,6 +136,14 @@ func agentChecks(securityContext string) []check {
 		{template + "metadata annotations prometheus.io/port", `"9169"`},
 	}...)
 }
+
+// The rules of the ClusterRole: what is always needed, which pods there are, and events about them.
+const (
+	nodeRules = `{"apiGroups":[""],"resources":["nodes"],"verbs":["get","patch"]},` +
+		`{"apiGroups":[""],"resources":["nodes/status"],"verbs":["patch"]}`
+	podsRule   = `,{"apiGroups":[""],"resources":["pods"],"verbs":["list","watch"]}`
+	eventsRule = `,{"apiGroups":[""],"resources":["events"],"verbs":["create","patch"]}`
+)
 
 const (
 	policy       = "ValidatingAdmissionPolicy/imds-guard spec "

@@ -28,7 +28,12 @@ type target struct {
 
 // query is what Grafana sends when nothing is narrowed down.
 func (t target) query() string {
-	return strings.NewReplacer("$cluster", ".*", "$node", ".*", "$__rate_interval", "5m").Replace(t.Expr)
+	return strings.NewReplacer("$cluster", ".*", "$node", ".*").Replace(t.timed())
+}
+
+// timed is the expression with durations in it.
+func (t target) timed() string {
+	return strings.NewReplacer("$__rate_interval", "5m", "$__range", "5m").Replace(t.Expr)
 }
 
 type dashboard struct {
@@ -63,12 +68,12 @@ func (d dashboard) queries() (queries []string) {
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	d := readDashboard(t)
-	variables := []string{"__rate_interval"}
+	variables := []string{"__rate_interval", "__range"}
 	for _, v := range d.Templating.List {
 		variables = append(variables, v.Name)
 	}
 	ids, taken := map[int]string{}, map[[2]int]string{}
-	used := regexp.MustCompile(`\$(\w+)`)
+	used := regexp.MustCompile(`\$([a-z_]\w*)`) // not $1, which is label_replace's
 	for _, p := range d.Panels {
 		if other, ok := ids[p.ID]; ok {
 			t.Errorf("%s and %s have the same id", p.Title, other)
@@ -95,7 +100,7 @@ func TestDashboard(t *testing.T) {
 				}
 			}
 			// A query that leaves the variables out shows other nodes than those chosen.
-			for _, selector := range shown(strings.ReplaceAll(target.Expr, "$__rate_interval", "5m")) {
+			for _, selector := range shown(target.timed()) {
 				if selector != "kube_node_info" &&
 					!(strings.Contains(selector, `cluster=~"$cluster"`) && strings.Contains(selector, `node=~"$node"`)) {
 					t.Errorf("%s: %s is not narrowed down to the nodes chosen", p.Title, selector)

@@ -150,6 +150,13 @@ func TestDashboardDuringUpgrade(t *testing.T) {
 		"iptables backends 26A":                      {`{backend="nft", version="1.8.9"} 5`},
 		"Versions 27A":                               {`{version="v1", commit="abc"} 5`},
 	}
+	testPanels(t, inputSeries(), "32m", want)
+}
+
+// testPanels asks what the dashboard asks, at some time, of series that promtool makes up. want are the results, rounded to
+// thousandths, by the panel's title and id and the query's letter. Every panel that the series have something for is there.
+func testPanels(t *testing.T, input []series, at string, want map[string][]string) {
+	t.Helper()
 	type sample struct {
 		Labels string      `json:"labels"`
 		Value  json.Number `json:"value"`
@@ -159,7 +166,6 @@ func TestDashboardDuringUpgrade(t *testing.T) {
 		At      string   `json:"eval_time"`
 		Samples []sample `json:"exp_samples"`
 	}
-	input := inputSeries()
 	var questions []question
 	label := regexp.MustCompile(`(\w+)=`)
 	for _, p := range readDashboard(t).Panels {
@@ -177,7 +183,7 @@ func TestDashboardDuringUpgrade(t *testing.T) {
 				continue
 			}
 			// Rounded, because sums of fractions depend on their order.
-			q := question{Expr: fmt.Sprintf("round(%s, 0.001)", target.query()), At: "32m"}
+			q := question{Expr: fmt.Sprintf("round(%s, 0.001)", target.query()), At: at}
 			for _, s := range samples {
 				labels, value, _ := strings.Cut(s, "} ")
 				q.Samples = append(q.Samples, sample{labels + "}", json.Number(value)})

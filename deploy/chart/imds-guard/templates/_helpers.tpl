@@ -11,6 +11,23 @@
 {{- if kindIs "bool" $v }}{{ ternary "on" "off" $v }}{{ else }}{{ $v }}{{ end }}
 {{- end }}
 
+{{/* on or off, the same. */}}
+{{- define "imds-guard.attribution" -}}
+{{- $v := .Values.agent.attribution }}
+{{- if kindIs "bool" $v }}{{ ternary "on" "off" $v }}{{ else }}{{ $v | default "on" }}{{ end }}
+{{- end }}
+
+{{/* "true" if the agent asks the API server for the pods of its node, to name those that ask, and tells of them by events. */}}
+{{- define "imds-guard.namesPods" -}}
+{{- $seen := and (eq (include "imds-guard.attribution" .) "on") (has "cgroup" .Values.agent.layers) }}
+{{- if and $seen (ne (include "imds-guard.kubernetes" .) "off") }}true{{ end }}
+{{- end }}
+
+{{/* enforce or audit. */}}
+{{- define "imds-guard.mode" -}}
+{{ .Values.agent.mode | default "enforce" }}
+{{- end }}
+
 {{/* An address, or "off". */}}
 {{- define "imds-guard.metricsAddress" -}}
 {{ .Values.agent.metricsBindAddress | default "off" }}
