@@ -56,6 +56,7 @@ func TestAdmissionPolicy(t *testing.T) {
 
 		label      = `{"metadata": {"labels": {"thief": "1"}}}`
 		annotation = `{"metadata": {"annotations": {"thief": "1"}}}`
+		reason     = "IMDSAccessBlocked"
 		protected  = `{"status": {"conditions": [{"type": "IMDSProtected", "status": "True", "reason": "Thief"}]}}`
 	)
 	// What should not have been possible must not be in the way of the next test.
@@ -86,12 +87,15 @@ func TestAdmissionPolicy(t *testing.T) {
 		"an address":     patch(thief, merge, node.Name, `{"status": {"addresses": []}}`, "status"),
 		"our taint and, with it, a label": patch(thief, merge, node.Name,
 			`{"metadata": {"labels": {"thief": "1"}}, "spec": {"taints": null}}`),
-		"the node deleted":                         thief.CoreV1().Nodes().Delete(t.Context(), node.Name, metav1.DeleteOptions{}),
-		"pods listed":                              lists(thief, t),
-		"an event about another node":              event(t, thief, other, "imds-guard"),
-		"an event in another's name":               event(t, thief, node.Name, "kubelet"),
-		"without a node of its own: our condition": patch(stranger, strategic, node.Name, protected, "status"),
-		"without a node of its own: an event":      event(t, stranger, node.Name, "imds-guard"),
+		"the node deleted": thief.CoreV1().Nodes().Delete(t.Context(), node.Name, metav1.DeleteOptions{}),
+		"another node's name in an event about a pod": podEvent(t, thief, reason, "default", other),
+		"an event about a pod, for another reason":    podEvent(t, thief, "BackOff", "default", node.Name),
+		"an event about another namespace's pod":      podEvent(t, thief, reason, "kube-system", node.Name),
+		"without a node of its own: a pod's event":    podEvent(t, stranger, reason, "default", node.Name),
+		"an event about another node":                 event(t, thief, other, "imds-guard"),
+		"an event in another's name":                  event(t, thief, node.Name, "kubelet"),
+		"without a node of its own: our condition":    patch(stranger, strategic, node.Name, protected, "status"),
+		"without a node of its own: an event":         event(t, stranger, node.Name, "imds-guard"),
 	}
 	for what, err := range refused {
 		if !denied(err) {
@@ -119,6 +123,8 @@ func TestAdmissionPolicy(t *testing.T) {
 		"reading its node":  gets(thief, t),
 		"its own condition": patch(thief, strategic, node.Name, protected, "status"),
 		"an event":          event(t, thief, node.Name, "imds-guard"),
+		"a pod's event":     podEvent(t, thief, reason, "default", node.Name),
+		"listing pods":      lists(thief, t),
 	}
 	for what, err := range allowed {
 		if err != nil {
@@ -161,6 +167,17 @@ func event(t *testing.T, client kubernetes.Interface, about, by string) error {
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: about, UID: types.UID(about)},
 		Reason:         "E2E", Message: "e2e", Type: corev1.EventTypeWarning,
 		Source: corev1.EventSource{Component: by}, ReportingController: by, ReportingInstance: node.Name,
+	}, metav1.CreateOptions{})
+	return err
+}
+
+// podEvent records in the namespace default what is said of a pod of some namespace, as seen from some node.
+func podEvent(t *testing.T, client kubernetes.Interface, reason, namespace, from string) error {
+	_, err := client.CoreV1().Events("default").Create(t.Context(), &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{GenerateName: "e2e-", Namespace: "default"},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: namespace, Name: "shop", UID: "shop"},
+		Reason:         reason, Message: "e2e", Type: corev1.EventTypeWarning,
+		Source: corev1.EventSource{Component: "imds-guard", Host: from}, ReportingController: "imds-guard", ReportingInstance: from,
 	}, metav1.CreateOptions{})
 	return err
 }
