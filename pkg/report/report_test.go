@@ -224,16 +224,17 @@ func TestWriteTextLimits(t *testing.T) {
 func TestWriteStatus(t *testing.T) {
 	var b strings.Builder
 	err := WriteStatus(&b, []Node{
-		{Node: "a", Protected: true, Mode: "enforce", Version: "v1", Layers: []Layer{
+		{Node: "a", Protected: true, Mode: "enforce", Version: "v1", Condition: "all is well", Layers: []Layer{
 			{"ipv4", "iptables", "enforced", ""}, {"ipv6", "iptables", "enforced", ""},
 			{"ipv4", "route", "enforced", ""}, {"ipv6", "route", "missing", "gone"},
 			{"ipv4", "cgroup", "unsupported", ""},
 		}},
-		{Node: "node-b", Degraded: true, Mode: "audit", Version: "v0.10"},
+		{Node: "node-b", Degraded: true, Mode: "audit", Version: "v0.10", Condition: "nobody knows"},
 	})
 	want := `NODE    PROTECTED  DEGRADED  MODE     VERSION  LAYERS
 a       yes        no        enforce  v1       iptables: enforced; route: enforced (ipv4), missing (ipv6); cgroup: unsupported
 node-b  no         yes       audit    v0.10    ` + `
+    nobody knows
 
 1 of 2 nodes protected.
 `
@@ -246,7 +247,7 @@ node-b  no         yes       audit    v0.10    ` + `
 func TestHostileText(t *testing.T) {
 	const evil = "a\x1b[2J\u009b\u202e\x7f\r\n\tb\xff"
 	node := Node{
-		Node: evil, Version: evil, Mode: evil, Incomplete: evil, Layers: []Layer{{evil, evil, evil, evil}, {"ipv4", evil, "x", evil}},
+		Node: evil, Version: evil, Mode: evil, Incomplete: evil, Condition: evil, Layers: []Layer{{evil, evil, evil, evil}, {"ipv4", evil, "x", evil}},
 		Workloads: []Workload{{
 			Namespace: evil, Kind: evil, Name: evil, Audited: 1, Commands: []string{evil},
 			Requests: []Request{{evil, evil, evil, 1}},
@@ -262,7 +263,7 @@ func TestHostileText(t *testing.T) {
 				t.Errorf("%s has %U", name, r)
 			}
 		}
-		if lines, want := strings.Count(got, "\n"), map[string]int{"report": 10, "status": 4}[name]; lines != want {
+		if lines, want := strings.Count(got, "\n"), map[string]int{"report": 10, "status": 5}[name]; lines != want {
 			t.Errorf("%s has %d lines, want %d:\n%s", name, lines, want, got)
 		}
 	}

@@ -176,7 +176,7 @@ func describe(r Request) string {
 	return strings.Join(append(parts, times), ", ")
 }
 
-// WriteStatus writes a line for each node: is it protected, and by which layers.
+// WriteStatus writes a line for each node: is it protected, and by which layers; if something is wrong with it, one more says what.
 func WriteStatus(w io.Writer, nodes []Node) error {
 	rows := make([][]string, 0, len(nodes))
 	protected := 0
@@ -189,6 +189,11 @@ func WriteStatus(w io.Writer, nodes []Node) error {
 		})
 	}
 	lines := aligned([]string{"NODE", "PROTECTED", "DEGRADED", "MODE", "VERSION", "LAYERS"}, rows)
+	for i, n := range nodes {
+		if n.Condition != "" && (n.Degraded || !n.Protected) {
+			lines[i+1] += "\n    " + Printable(n.Condition)
+		}
+	}
 	_, err := fmt.Fprintf(w, "%s\n\n%d of %s protected.\n", strings.Join(lines, "\n"), protected, count(len(nodes), "node"))
 	return err
 }
