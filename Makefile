@@ -17,8 +17,8 @@ demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this mach
 	@hack/packages iptables nftables iproute2
 	go run ./test/demo --guard bin/imds-guard --imds bin/ec2-metadata-mock
 
-test: bin/helm ## every test: both backends, both families, real packets (needs root)
-	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus
+test: bin/helm bin/awsclient ## every test: both backends, both families, real packets (needs root)
+	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus curl python3-botocore awscli
 	go test -race -timeout 30m ./...
 
 test-kernels: ## the enforcement tests under kernels of EKS nodes, 6.1 and 6.12, in QEMU without KVM
@@ -69,6 +69,10 @@ clean: ## remove bin/
 # AWS's own mock of the endpoint, so that what answers in the demo is not ours.
 bin/ec2-metadata-mock: tools/go.mod
 	cd tools && go build -o ../$@ github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock
+
+# A program with the AWS SDK for Go, for the tests.
+bin/awsclient: tools/go.mod tools/awsclient/main.go
+	cd tools && go build -o ../$@ ./awsclient
 
 # Compiles for minutes the first time, and then comes from the build cache.
 bin/helm: tools/helm/go.mod

@@ -96,11 +96,11 @@ func (n *Node) removeCgroups() error {
 // InContainer makes a command that has yet to start one of a pod's container, by its cgroup alone. What it returns has to be open
 // until the command has started.
 func (n *Node) InContainer(cmd *exec.Cmd) (io.Closer, error) {
-	return n.inCgroup(cmd, containerCgroup)
+	return n.InCgroup(cmd, containerCgroup)
 }
 
-// inCgroup makes the cgroup, below the pods', if there is none.
-func (n *Node) inCgroup(cmd *exec.Cmd, cgroup string) (io.Closer, error) {
+// InCgroup is InContainer for a container with that cgroup below the pods'. It is made if there is none.
+func (n *Node) InCgroup(cmd *exec.Cmd, cgroup string) (io.Closer, error) {
 	pods, err := n.PodsCgroup()
 	if err != nil {
 		return nil, err
@@ -157,7 +157,7 @@ func (n *Node) SocketCallsAs(by Caller, in *Namespace, calls ...string) (results
 	cmd := in.Command(context.Background(), self)
 	// With the race detector a process that ends sleeps for a second first.
 	cmd.Env = append(os.Environ(), callsEnv+"="+string(list), "GORACE=atexit_sleep_ms=0")
-	container, err := n.inCgroup(cmd, by.Cgroup)
+	container, err := n.InCgroup(cmd, by.Cgroup)
 	if err != nil {
 		return nil, fmt.Errorf("making socket calls: %w", err)
 	}

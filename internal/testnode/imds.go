@@ -8,7 +8,9 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // What the stand-in gives away. The keys are the ones of AWS's own documentation.
@@ -16,32 +18,45 @@ const (
 	Role            = "eks-node-role"
 	AccessKeyID     = "ASIAIOSFODNN7EXAMPLE"
 	SecretAccessKey = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+	SessionToken    = "IQoJb3JpZ2luX2VjEXAMPLETOKEN"
+	IMDSToken       = "AQAEAExampleTokenOfTheStandIn=="
 )
 
 const (
-	imdsToken = "AQAEAExampleTokenOfTheStandIn=="
 	ttlHeader = "X-aws-ec2-metadata-token-ttl-seconds"
 	// tokenHeader is as net/http spells it.
 	tokenHeader = "X-Aws-Ec2-Metadata-Token"
 	maxTTL      = 21600
 )
 
+// imdsDocuments are found with a slash at the end, too.
 var imdsDocuments = map[string]string{
-	"/latest/meta-data/instance-id":      "i-1234567890abcdef0",
-	"/latest/meta-data/placement/region": "us-east-1",
+	"/latest/meta-data/instance-id":                 "i-1234567890abcdef0",
+	"/latest/meta-data/placement/availability-zone": "us-east-1a",
+	"/latest/meta-data/placement/region":            "us-east-1",
+	"/latest/user-data":                             "#!/bin/bash\n/etc/eks/bootstrap.sh example\n",
 
-	"/latest/meta-data/iam/security-credentials":  Role,
-	"/latest/meta-data/iam/security-credentials/": Role,
+	"/latest/dynamic/instance-identity/document": `{
+  "accountId" : "111122223333",
+  "availabilityZone" : "us-east-1a",
+  "instanceId" : "i-1234567890abcdef0",
+  "region" : "us-east-1"
+}`,
+
+	"/latest/meta-data/iam/security-credentials": Role,
 	"/latest/meta-data/iam/security-credentials/" + Role: `{
   "Code" : "Success",
-  "LastUpdated" : "2026-01-01T00:00:00Z",
+  "LastUpdated" : "` + fromNow(0) + `",
   "Type" : "AWS-HMAC",
   "AccessKeyId" : "` + AccessKeyID + `",
   "SecretAccessKey" : "` + SecretAccessKey + `",
-  "Token" : "IQoJb3JpZ2luX2VjEXAMPLETOKEN",
-  "Expiration" : "2026-01-01T06:00:00Z"
+  "Token" : "` + SessionToken + `",
+  "Expiration" : "` + fromNow(6*time.Hour) + `"
 }`,
 }
+
+// fromNow is a time as AWS writes it. Clients don't use credentials that have expired.
+func fromNow(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339) }
 
 // IMDS is the stand-in for the endpoint. It answers a fixed role and credentials, to IMDSv1 and IMDSv2 requests, on
 // both families, and counts the requests that reached it.
@@ -78,11 +93,11 @@ func (m *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	if token, given := r.Header[tokenHeader]; given && token[0] != imdsToken {
+	if token, given := r.Header[tokenHeader]; given && token[0] != IMDSToken {
 		http.Error(w, "unauthorized", http.StatusUnauthorized)
 		return
 	}
-	document, ok := imdsDocuments[r.URL.Path]
+	document, ok := imdsDocuments[strings.TrimSuffix(r.URL.Path, "/")]
 	if !ok {
 		http.NotFound(w, r)
 		return
@@ -102,5 +117,5 @@ func serveToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set(ttlHeader, strconv.Itoa(ttl))
-	_, _ = io.WriteString(w, imdsToken)
+	_, _ = io.WriteString(w, IMDSToken)
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,6 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/imds-guard/imds-guard/internal/testnode"
 )
 
 // api is an API server that knows the pods of a node, and can be stopped. It stands in for the real one, which the tests on
@@ -23,6 +26,7 @@ type api struct {
 	*http.Server
 	kubeconfig string
 	listen     func()
+	received   testnode.Log // all requests, with their bodies
 
 	mu       sync.Mutex
 	pods     map[string]*corev1.Pod
@@ -50,7 +54,7 @@ func newAPI(t *testing.T, n *node) *api {
 			l, err = n.Host().Listen("tcp", address)
 			return err == nil
 		})
-		server := &http.Server{Handler: mux}
+		server := &http.Server{Handler: s.keep(mux)}
 		s.mu.Lock()
 		s.Server = server
 		s.mu.Unlock()
@@ -64,6 +68,20 @@ func newAPI(t *testing.T, n *node) *api {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// keep writes down what is asked before it is answered.
+func (s *api) keep(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		fmt.Fprintf(&s.received, "%s %s\n%s\n", r.Method, r.URL, body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(w, r)
+	})
 }
 
 // stop ends it, with all connections.

@@ -60,7 +60,7 @@ func startSTS(t *testing.T, n *Node, subject string) *STS {
 	s := &STS{node: n, subject: subject, sessions: map[string]session{
 		// What the metadata service gives away is the node's role.
 		testnode.AccessKeyID: {
-			"IQoJb3JpZ2luX2VjEXAMPLETOKEN", "arn:aws:sts::" + account + ":assumed-role/" + testnode.Role + "/i-1"},
+			testnode.SessionToken, "arn:aws:sts::" + account + ":assumed-role/" + testnode.Role + "/i-1"},
 	}}
 	certificate, err := s.certificate("sts." + region + ".amazonaws.com")
 	if err != nil {
