@@ -92,12 +92,12 @@ type pod struct {
 	Before Calls
 	// Verdict is that of the last attempt that was counted.
 	Verdict cgroup.Verdict
-	// Alive is when it was last in the API server's list, Logged whether its first attempt is in the log, and Told when an event told
-	// of it, as what.
-	Alive  time.Time
-	Logged bool
-	Told   time.Time
-	ToldAs cgroup.Verdict
+	// Alive is when it was last in the API server's list, LoggedAs the verdict that is in the log, zero if none is, and Told when an event
+	// told of it, as what.
+	Alive    time.Time
+	LoggedAs cgroup.Verdict
+	Told     time.Time
+	ToldAs   cgroup.Verdict
 }
 
 type gone struct {

@@ -203,7 +203,7 @@ func TestNews(t *testing.T) {
 	}
 	at := start.Add(64 * time.Minute)
 	l.Counted([]cgroup.Count{{Asker: asker(1, cgroup.Audited), Attempts: 1, Last: at}}, uidOf)
-	if got := news(at); !slices.Equal(got, []string{"uid-1web-1false true"}) {
+	if got := news(at); !slices.Equal(got, []string{"uid-1web-1true true"}) {
 		t.Errorf("when it is refused no more: %q", got)
 	}
 }

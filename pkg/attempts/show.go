@@ -99,7 +99,7 @@ type News struct {
 	// Commands are those of the processes that have asked, and Requests what for.
 	Commands []string
 	Requests []report.Request
-	// Log: it has asked for the first time. Event: an event is due.
+	// Log: it has asked for the first time, or with that verdict. Event: an event is due.
 	Log, Event bool
 }
 
@@ -110,8 +110,8 @@ func (l *Ledger) LeftOut() uint64 {
 	return l.Beyond.Blocked + l.Beyond.Audited
 }
 
-// News returns the pods that the log, or an event, has yet to tell of: the latter once an hour, and when a pod that was let through is
-// refused. They count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
+// News returns the pods that the log, or an event, has yet to tell of: once, the latter once an hour, and when a pod that was let
+// through is refused. They count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
 //
 // mayLog and mayTell are asked before one is told of; those that have to wait are returned the next time.
 func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() bool) (list []News) {
@@ -124,7 +124,7 @@ func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() 
 		}
 		n := News{
 			UID: uid, Calls: p.Calls, Verdict: p.Verdict, Commands: slices.Clone(p.Commands), Requests: slices.Clone(p.Requests),
-			Log: !p.Logged && (p.Known != nil || now.Sub(p.First) > nameless) && mayLog(),
+			Log: p.LoggedAs != p.Verdict && (p.Known != nil || now.Sub(p.First) > nameless) && mayLog(),
 			Event: p.Known != nil && (p.Last.After(p.Told.Add(tellEvery)) || p.Verdict != p.ToldAs) && now.Sub(p.First) >= wait &&
 				mayTell(),
 		}
@@ -134,7 +134,9 @@ func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() 
 		if n.Event {
 			p.Told, p.ToldAs = now, p.Verdict
 		}
-		p.Logged = p.Logged || n.Log
+		if n.Log {
+			p.LoggedAs = p.Verdict
+		}
 		if n.Log || n.Event {
 			l.changed = true
 			list = append(list, n)
@@ -148,7 +150,7 @@ func (l *Ledger) Waiting() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range l.Pods {
-		if p.Calls != (Calls{}) && (!p.Logged || p.Known != nil && p.Told.IsZero()) {
+		if p.Calls != (Calls{}) && (p.LoggedAs == 0 || p.Known != nil && p.Told.IsZero()) {
 			return true
 		}
 	}

@@ -90,7 +90,6 @@ func TestAdmissionPolicy(t *testing.T) {
 		"the node deleted": thief.CoreV1().Nodes().Delete(t.Context(), node.Name, metav1.DeleteOptions{}),
 		"another node's name in an event about a pod": podEvent(t, thief, reason, "default", other),
 		"an event about a pod, for another reason":    podEvent(t, thief, "BackOff", "default", node.Name),
-		"an event about another namespace's pod":      podEvent(t, thief, reason, "kube-system", node.Name),
 		"without a node of its own: a pod's event":    podEvent(t, stranger, reason, "default", node.Name),
 		"an event about another node":                 event(t, thief, other, "imds-guard"),
 		"an event in another's name":                  event(t, thief, node.Name, "kubelet"),

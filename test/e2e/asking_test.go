@@ -78,7 +78,7 @@ func TestWhoAsks(t *testing.T) {
 	if answers := asker.Answers() - quiet; answers != 0 {
 		t.Errorf("the pod got %d answers", answers)
 	}
-	if attempts := node.Metric(t, "imds_guard_attempts_total", `namespace="default"`, `workload="asker"`, `pod="asker"`, `verdict="blocked"`); attempts == 0 {
+	if attempts := node.Metric(t, "imds_guard_attempts_total", "namespace=default", "workload=asker", "pod=asker", "verdict=blocked"); attempts == 0 {
 		t.Error("its series has none")
 	}
 	if out, err := node.plugin("status"); err != nil || !strings.Contains(out, "1 of 1 node protected.") {
