@@ -110,8 +110,8 @@ func (l *Ledger) LeftOut() uint64 {
 	return l.Beyond.Blocked + l.Beyond.Audited
 }
 
-// News returns the pods that the log, or an event, has yet to tell of: once, the latter once an hour, and when a pod that was let
-// through is refused. They count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
+// News returns the pods that the log, or an event, has yet to tell of: once, the latter once an hour, and both when a pod that
+// was let through is refused. They count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
 //
 // mayLog and mayTell are asked before one is told of; those that have to wait are returned the next time.
 func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() bool) (list []News) {
