@@ -82,9 +82,8 @@ func (a *asking) follow(ctx context.Context) {
 func (a *asking) look(ctx context.Context) {
 	subscription.Keep(ctx, func(ctx context.Context) error {
 		return cgroup.FollowRequests(ctx, func(by cgroup.Asker, beginning []byte) {
-			uid, _ := a.owners.of(by)
-			if r, ok := request.Parse(beginning); ok && uid != "" {
-				a.ledger.Requested(uid, r, time.Now())
+			if r, ok := request.Parse(beginning); ok {
+				a.ledger.Requested(by, r, a.owners.of, time.Now())
 			}
 		})
 	}, a.lost)

@@ -38,6 +38,8 @@ type Ledger struct {
 	mu sync.Mutex
 	state
 	changed bool // since it was saved
+	// early are requests of which it can't be said yet who has made them.
+	early map[cgroup.Asker][]report.Request
 }
 
 // state is what outlives the agent, in a file.
@@ -110,7 +112,7 @@ type gone struct {
 
 // New makes an empty ledger that begins now.
 func New(now time.Time) *Ledger {
-	return &Ledger{state: state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
+	return &Ledger{early: map[cgroup.Asker][]report.Request{}, state: state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
 }
 
 // Owner names the pod that somebody is in, by its UID; empty if it is in none. ok is false if that can't be said now: then it is asked
@@ -143,6 +145,8 @@ func (l *Ledger) Counted(counts []cgroup.Count, owner Owner) {
 		}
 		p.Calls.add(calls(c.Verdict, more))
 		p.Last, p.Verdict = c.Last, c.Verdict
+		p.requested(l.early[c.Asker]...)
+		delete(l.early, c.Asker)
 	}
 	l.boundCounters(counts)
 }
@@ -235,12 +239,21 @@ func (t *tally) called(names ...string) (changed bool) {
 	return changed
 }
 
-// Requested takes a request that a pod has made.
-func (l *Ledger) Requested(uid string, r request.Request, now time.Time) {
+// Requested takes a request that somebody has made.
+func (l *Ledger) Requested(by cgroup.Asker, r request.Request, owner Owner, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p := l.pod(uid, now); p != nil {
-		p.requested(report.Request{Version: r.Version, Document: r.Document, Agent: r.Agent, Count: 1})
+	by.Verdict = cgroup.Audited // as its attempt was counted
+	one := report.Request{Version: r.Version, Document: r.Document, Agent: r.Agent, Count: 1}
+	read := l.counter(by, owner)
+	if read == nil {
+		if of := l.early[by]; len(of) < mostRequests && len(l.early) < mostPods {
+			l.early[by] = append(of, one)
+		}
+		return
+	}
+	if p := l.pod(read.Pod, now); p != nil {
+		p.requested(one)
 		l.changed = true
 	}
 }

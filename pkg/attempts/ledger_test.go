@@ -94,6 +94,24 @@ func TestOwnerComesLater(t *testing.T) {
 	l.Counted([]cgroup.Count{blocked(1, 6, start)}, func(cgroup.Asker) (string, bool) { t.Error("asked again"); return "", false })
 }
 
+// So it is with a request: nothing of what is asked for is lost, within bounds.
+func TestRequestBeforeItsOwner(t *testing.T) {
+	l := New(start)
+	later := func(cgroup.Asker) (string, bool) { return "", false }
+	for range 3 * mostRequests {
+		l.Requested(asker(1, 0), request.Request{Version: request.V2, Document: request.Credentials}, later, start)
+	}
+	for i := range uint64(2 * mostPods) {
+		l.Requested(asker(i, 0), request.Request{Version: request.V2, Document: request.Token}, later, start)
+	}
+	l.Counted([]cgroup.Count{{Asker: asker(1, cgroup.Audited), Attempts: 1, Last: start, Began: 1}}, uidOf)
+	_, rows := l.Workloads()
+	want := []report.Request{{Version: request.V2, Document: request.Credentials, Count: mostRequests}}
+	if len(rows) != 1 || !reflect.DeepEqual(rows[0].Requests, want) || len(l.early) > mostPods {
+		t.Errorf("the report: %+v, and %d are waiting", rows, len(l.early))
+	}
+}
+
 // Ten thousand pods that come and go leave a bounded number of series and of memory, and no attempt is lost.
 func TestManyPods(t *testing.T) {
 	l := New(start)
@@ -153,7 +171,7 @@ func TestDetails(t *testing.T) {
 	l.Counted([]cgroup.Count{blocked(1, 1, start)}, uidOf)
 	for i := range 100 {
 		l.Attempted(cgroup.Attempt{Asker: asker(1, cgroup.Blocked), Command: fmt.Sprint("c", i%30)}, uidOf, start)
-		l.Requested("uid-1", request.Request{Version: request.V1, Document: request.Credentials, Agent: fmt.Sprint("a", i%40)}, start)
+		l.Requested(asker(1, 0), request.Request{Version: request.V1, Document: request.Credentials, Agent: fmt.Sprint("a", i%40)}, uidOf, start)
 	}
 	_, rows := l.Workloads()
 	if len(rows) != 1 || len(rows[0].Commands) != mostCommands || len(rows[0].Requests) != mostRequests+1 {
@@ -216,7 +234,7 @@ func TestFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Counted([]cgroup.Count{blocked(1, 3, start)}, uidOf)
-	l.Requested("uid-1", request.Request{Version: request.V2, Document: request.Token}, start)
+	l.Requested(asker(1, 0), request.Request{Version: request.V2, Document: request.Token}, uidOf, start)
 	l.Named([]pods.Pod{named(1, "web-1", "web")}, start)
 	if err := l.Save(file); err != nil {
 		t.Fatal(err)
@@ -321,7 +339,7 @@ func TestFullLedger(t *testing.T) {
 		p := named(i, fmt.Sprint(strings.Repeat("n", 200), i), fmt.Sprint(strings.Repeat("w", 200), i))
 		l.Named([]pods.Pod{p}, at)
 		for j := range 2 * mostRequests {
-			l.Requested(p.UID, request.Request{Version: request.V1, Document: request.Credentials, Agent: strings.Repeat("a", 60) + strconv.Itoa(j)}, at)
+			l.Requested(asker(i, 0), request.Request{Version: request.V1, Document: request.Credentials, Agent: strings.Repeat("a", 60) + strconv.Itoa(j)}, uidOf, at)
 			l.Attempted(cgroup.Attempt{Asker: asker(i, cgroup.Blocked), Command: fmt.Sprint("command-", j)}, uidOf, at)
 		}
 		if i < mostWorkloads+10 {
