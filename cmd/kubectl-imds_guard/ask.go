@@ -162,7 +162,7 @@ func refused(err error) bool {
 	if failure := (*httpstream.UpgradeFailureError)(nil); errors.As(err, &failure) {
 		err = failure.Cause // it doesn't unwrap itself
 	}
-	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)
+	return apierrors.IsForbidden(err)
 }
 
 // limited keeps the first max bytes. Whoever writes more is not told, and full is called.

@@ -114,7 +114,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	})
 	if c.Mode == policy.AuditOnly {
 		c.ProbeInterval = 0 // there is nothing to be stopped by
-		a.leftovers = newLeftovers(c)
+		a.leftovers = newLeftovers(c, recorded)
 	}
 	own := newOwnPackets()
 	a.prober = prober{
@@ -128,7 +128,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 		a.asking = newAsking(record.Attempts(), log)
 		a.asking.auditOnly, a.asking.resync, a.asking.list = c.Mode == policy.AuditOnly, c.Resync, a.knownPods
 		a.asking.owners, a.asking.events = newOwners(a.podsPlace), a.cluster.recorder
-		a.metrics.Attempts(a.asking.ledger.Series)
+		a.asking.loaded = func() { a.metrics.Attempts(a.asking.ledger.Series) }
 	}
 	a.datapath = datapath.NewWatch(c.Resync, a.bypassesChanged)
 	a.links = &ifwatch.Watch{Resync: c.Resync, Recorder: a.metrics, Wake: a.linksChanged, Lost: a.lost(metrics.WatcherInterfaces)}
@@ -238,6 +238,7 @@ func (a *agent) knownPods() (all []pods.Pod, known bool) {
 func (a *agent) repaired(id layer.ID) {
 	if id.Name == cgroup.LayerName {
 		a.hosts.Wake()
+		a.wakeLayer(cgroup.LayerName)() // both families' programs count in the same maps
 	}
 }
 

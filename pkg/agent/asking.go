@@ -21,9 +21,10 @@ import (
 )
 
 const (
-	// askingPause is for how long to gather attempts before the counters are read, and askingPeriod how often to read them while somebody
-	// asks.
+	// askingPause is for how long to gather attempts before the counters are read, or askingRest times as long as that took the last time,
+	// and askingPeriod how often to read them while somebody asks.
 	askingPause  = 50 * time.Millisecond
+	askingRest   = 20
 	askingPeriod = time.Second
 	// askingSaved is how often the ledger is written at most.
 	askingSaved = 5 * time.Second
@@ -45,6 +46,8 @@ type asking struct {
 	file      string
 	ledger    *attempts.Ledger
 	owners    *owners
+	// loaded is called when the ledger has what an agent before this one has left: until then it shows too little.
+	loaded func()
 	// list returns the node's pods, with those that were there lately, and events who is told of those that ask; nil if nobody is.
 	list   func() (all []pods.Pod, known bool)
 	events func() *node.Events
@@ -102,6 +105,7 @@ func (a *asking) run(ctx context.Context) {
 	if err := a.ledger.Load(a.file, time.Now()); err != nil {
 		a.log.Warn("can't read the earlier counts of attempts; starting from zero", "error", err)
 	}
+	a.loaded()
 	var followers sync.WaitGroup
 	defer followers.Wait()
 	followers.Go(func() { a.follow(ctx) })
@@ -122,7 +126,7 @@ func (a *asking) run(ctx context.Context) {
 		if logged = ""; err != nil {
 			logged = err.Error()
 		}
-		again := a.resync
+		again, pause := a.resync, max(askingPause, askingRest*time.Since(now))
 		if a.ledger.Waiting() || now.Sub(active) < 2*askingPeriod {
 			again = min(again, askingPeriod)
 		}
@@ -137,7 +141,7 @@ func (a *asking) run(ctx context.Context) {
 			active = time.Now()
 			select { // those that come at the same time
 			case <-ctx.Done():
-			case <-time.After(askingPause):
+			case <-time.After(pause):
 			}
 		case <-time.After(again):
 		}
@@ -145,11 +149,13 @@ func (a *asking) run(ctx context.Context) {
 }
 
 func (a *asking) keep(now time.Time) error {
-	counts, err := cgroup.Counts()
-	if errors.Is(err, cgroup.ErrNoMaps) {
+	counts, whole, err := cgroup.Counts()
+	switch {
+	case err == nil:
+		a.ledger.Counted(counts, whole, a.owners.of)
+	case errors.Is(err, cgroup.ErrNoMaps):
 		err = nil
 	}
-	a.ledger.Counted(counts, a.owners.of)
 	if all, known := a.list(); known {
 		a.ledger.Named(all, now)
 		for _, e := range a.ledger.Expire(now) {

@@ -12,12 +12,16 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 	"github.com/imds-guard/imds-guard/pkg/config"
 	"github.com/imds-guard/imds-guard/pkg/guard"
+	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 	"github.com/imds-guard/imds-guard/pkg/imds"
 	"github.com/imds-guard/imds-guard/pkg/layer"
 	"github.com/imds-guard/imds-guard/pkg/policy"
 	"github.com/imds-guard/imds-guard/pkg/route"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
+
+// lastWords is for how long rules are removed that were recorded before.
+const lastWords = time.Minute
 
 // leftovers removes what an enforcing agent has put in force on the node, as far as that was recorded, and again if one that still runs puts
 // it back. A rule that an admin has typed on a node where none was ever installed stays, and so does one that nobody recorded: both are
@@ -26,14 +30,18 @@ type leftovers struct {
 	tables []*rules.Table // empty if the node has no iptables
 	policy policy.Policy
 	seen   atomic.Pointer[[]string]
+	// patterns are those that were recorded last, and at is when: an agent that ends may put a rule back that it has no time to record.
+	patterns []ifpattern.Pattern
+	at       time.Time
 	// without are the families whose layer cgroup was not in audit mode the time before.
 	without []imds.Family
 }
 
-func newLeftovers(c config.Config) *leftovers {
+// newLeftovers makes it without touching the node; recorded is the backend that an agent on this node was using last.
+func newLeftovers(c config.Config, recorded rules.Backend) *leftovers {
 	l := &leftovers{policy: c.Policy().WithMode(policy.Enforce)}
 	l.seen.Store(&[]string{})
-	if selector, err := rules.NewSelector(c.Backend, imds.Families, ""); err == nil {
+	if selector, err := rules.NewSelector(c.Backend, imds.Families, recorded); err == nil {
 		for _, f := range imds.Families {
 			l.tables = append(l.tables, rules.NewTable(f, selector))
 		}
@@ -43,15 +51,17 @@ func newLeftovers(c config.Config) *leftovers {
 
 // letGo goes on until ctx ends.
 func (a *agent) letGo(ctx context.Context) {
-	for logged := false; ; {
+	for logged := ""; ; {
 		removed, err := a.leftovers.remove(a.record, a.guard.Status())
 		if removed {
 			a.log.Info("removed what an enforcing agent had put in place")
 		}
-		if err != nil && !logged {
-			a.log.Error("can't remove what an enforcing agent put in place; it still blocks pods; trying again", "error", err)
+		if err != nil && err.Error() != logged {
+			a.log.Error("can't remove what an enforcing agent put in place; it may still block pods; trying again", "error", err)
 		}
-		logged = err != nil
+		if logged = ""; err != nil {
+			logged = err.Error()
+		}
 		before := a.leftovers.found()
 		if now := a.leftovers.look(); !slices.Equal(before, now) {
 			a.observer.Wake()
@@ -80,16 +90,21 @@ func (l *leftovers) look() (found []string) {
 func (l *leftovers) found() []string { return *l.seen.Load() }
 
 func (l *leftovers) remove(record rules.Record, s guard.Status) (removed bool, err error) {
-	patterns, err := record.Patterns()
+	recorded, err := record.Patterns()
 	errs := []error{err}
-	gone, err := rules.Cleanup(imds.Families, patterns)
+	if len(recorded) > 0 {
+		l.patterns, l.at = recorded, time.Now()
+	} else if time.Since(l.at) > lastWords {
+		l.patterns = nil
+	}
+	gone, err := rules.Cleanup(imds.Families, l.patterns)
 	removed, errs = len(gone) > 0, append(errs, err)
 	for _, f := range imds.Families {
 		pieces, err := route.Cleanup(f)
 		removed, errs = removed || len(pieces) > 0, append(errs, err)
 	}
 	errs = append(errs, l.removeSockets(s))
-	if err := errors.Join(errs...); err != nil || len(patterns) == 0 {
+	if err := errors.Join(errs...); err != nil || len(recorded) == 0 {
 		return removed, err
 	}
 	return removed, record.Forget()
@@ -104,7 +119,7 @@ func (l *leftovers) removeSockets(s guard.Status) error {
 			continue
 		}
 		if without = append(without, one.Family); slices.Contains(l.without, one.Family) {
-			_, err := cgroup.Cleanup(one.Family)
+			_, err := cgroup.RemoveHooks(one.Family)
 			errs = append(errs, err)
 		}
 	}

@@ -98,7 +98,7 @@ func NewCheck(ctx context.Context, c config.Config, toProbe bool) (Check, error)
 	}
 	evidence := probesEvidence(check.Probes)
 	if c.Mode == policy.AuditOnly {
-		evidence.Auditing, evidence.Blocking = true, newLeftovers(c).look()
+		evidence.Auditing, evidence.Blocking = true, newLeftovers(c, recorded).look()
 	}
 	evidence.Bypasses, evidence.Unsearched = datapath.List()
 	check.Bypasses = append([]string{}, evidence.Bypasses...)

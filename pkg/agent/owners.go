@@ -36,32 +36,48 @@ func newOwners(place func() string) *owners {
 	return &owners{place: place, walks: rate.NewLimiter(walksPerSecond, walksBurst), nobodys: map[cgroup.Asker]bool{}}
 }
 
-// of implements attempts.Owner.
-func (o *owners) of(a cgroup.Asker) (uid string, ok bool) {
+// of implements attempts.Owners.
+func (o *owners) of(askers ...cgroup.Asker) map[cgroup.Asker]string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if uid := o.find(a); uid != "" || o.nobodys[a] {
-		return uid, true
+	uids := map[cgroup.Asker]string{}
+	if o.add(uids, askers) {
+		return uids
 	}
 	place := o.place()
 	if place == "" || !o.walks.Allow() {
-		return "", false
+		return uids
 	}
 	pods, err := cgroup.Pods(place)
 	if err != nil {
-		return "", false
+		return uids
 	}
 	o.before, o.known = o.known, map[uint64]string{}
 	for uid, id := range pods {
 		o.known[id] = uid
 	}
-	if uid = o.find(a); uid == "" {
-		if len(o.nobodys) >= mostNobodys {
-			clear(o.nobodys)
-		}
-		o.nobodys[a] = true
+	if o.add(uids, askers) {
+		return uids
 	}
-	return uid, true
+	for _, a := range askers {
+		if _, known := uids[a]; !known {
+			if len(o.nobodys) >= mostNobodys {
+				clear(o.nobodys)
+			}
+			o.nobodys[a], uids[a] = true, ""
+		}
+	}
+	return uids
+}
+
+// add adds those that are known, and reports whether these are all.
+func (o *owners) add(uids map[cgroup.Asker]string, askers []cgroup.Asker) (all bool) {
+	for _, a := range askers {
+		if uid := o.find(a); uid != "" || o.nobodys[a] {
+			uids[a] = uid
+		}
+	}
+	return len(uids) == len(askers)
 }
 
 func (o *owners) find(a cgroup.Asker) string {

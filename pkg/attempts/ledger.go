@@ -94,12 +94,12 @@ type pod struct {
 	Before Calls
 	// Verdict is that of the last attempt that was counted.
 	Verdict cgroup.Verdict
-	// Alive is when it was last in the API server's list, LoggedAs the verdict that is in the log, zero if none is, and Told when an event
-	// told of it, as what.
-	Alive    time.Time
-	LoggedAs cgroup.Verdict
-	Told     time.Time
-	ToldAs   cgroup.Verdict
+	// Alive is when it was last in the API server's list. Logged are the verdicts that the log has told of, and ToldAs those that events
+	// have since Told.
+	Alive  time.Time
+	Logged []cgroup.Verdict
+	Told   time.Time
+	ToldAs []cgroup.Verdict
 }
 
 type gone struct {
@@ -115,27 +115,33 @@ func New(now time.Time) *Ledger {
 	return &Ledger{early: map[cgroup.Asker][]report.Request{}, state: state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
 }
 
-// Owner names the pod that somebody is in, by its UID; empty if it is in none. ok is false if that can't be said now: then it is asked
-// again the next time.
-type Owner func(cgroup.Asker) (uid string, ok bool)
+// Owners names the pods that askers are in, by their UIDs; empty for those that are in none. Of whom it can't be said now, there is nothing:
+// then it is asked again the next time. It may take long, and is called without a lock.
+type Owners func(...cgroup.Asker) map[cgroup.Asker]string
 
-// Counted takes what the kernel has counted.
-func (l *Ledger) Counted(counts []cgroup.Count, owner Owner) {
+// Counted takes what the kernel has counted, whole or in part.
+func (l *Ledger) Counted(counts []cgroup.Count, whole bool, owners Owners) {
+	var askers []cgroup.Asker
+	for _, c := range counts {
+		askers = append(askers, c.Asker)
+	}
+	l.ask(owners, askers...)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	slices.SortFunc(counts, func(a, b cgroup.Count) int { return a.Last.Compare(b.Last) })
 	for _, c := range counts {
-		read := l.counter(c.Asker, owner)
+		read := l.Counters[keyOf(c.Asker)]
 		if read == nil {
 			continue
 		}
 		if c.Began != read.Began {
 			read.Began, read.Count = c.Began, 0
 		}
-		more := c.Attempts - read.Count
-		if read.Count = c.Attempts; more == 0 {
+		if c.Attempts <= read.Count { // an older reading of the same, in one that was written to meanwhile
 			continue
 		}
+		more := c.Attempts - read.Count
+		read.Count = c.Attempts
 		l.changed = true
 		p := l.pod(read.Pod, c.Last)
 		if p == nil {
@@ -148,29 +154,39 @@ func (l *Ledger) Counted(counts []cgroup.Count, owner Owner) {
 		p.requested(l.early[c.Asker]...)
 		delete(l.early, c.Asker)
 	}
-	l.boundCounters(counts)
+	if whole {
+		l.boundCounters(counts)
+	}
 }
 
-// counter is what is remembered of one of the kernel's; nil if whose it is can't be said now. That has to be found out while the cgroup is
-// there, and is kept.
-func (l *Ledger) counter(a cgroup.Asker, owner Owner) *counter {
-	key, number := keyOf(a), strconv.FormatUint(cmp.Or(a.Second, a.Top), 10)
-	read := l.Counters[key]
-	if read != nil && read.Pod != number {
-		return read
+// ask finds out whose the counters of askers are, and makes those that are new. That has to be done while the cgroup is there.
+func (l *Ledger) ask(owners Owners, askers ...cgroup.Asker) {
+	l.mu.Lock()
+	var unknown []cgroup.Asker
+	for _, a := range askers {
+		if read := l.Counters[keyOf(a)]; read == nil || read.Pod == numberOf(a) {
+			unknown = append(unknown, a)
+		}
 	}
-	uid, ok := owner(a)
-	switch {
-	case read == nil && !ok:
-		return nil
-	case read == nil:
-		read = &counter{Pod: cmp.Or(uid, number)}
-		l.Counters[key], l.changed = read, true
-	case uid != "":
-		read.Pod = uid
+	l.mu.Unlock()
+	if len(unknown) == 0 {
+		return
 	}
-	return read
+	known := owners(unknown...)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for a, uid := range known {
+		switch read := l.Counters[keyOf(a)]; {
+		case read == nil:
+			l.Counters[keyOf(a)], l.changed = &counter{Pod: cmp.Or(uid, numberOf(a))}, true
+		case uid != "":
+			read.Pod = uid
+		}
+	}
 }
+
+// numberOf stands for the UID of one that is in no pod.
+func numberOf(a cgroup.Asker) string { return strconv.FormatUint(cmp.Or(a.Second, a.Top), 10) }
 
 func keyOf(a cgroup.Asker) string {
 	return fmt.Sprintf("%d/%d/%d", a.Top, a.Second, a.Verdict)
@@ -214,10 +230,11 @@ func (l *Ledger) listed() (n int) {
 }
 
 // Attempted takes an attempt's details.
-func (l *Ledger) Attempted(a cgroup.Attempt, owner Owner, now time.Time) {
+func (l *Ledger) Attempted(a cgroup.Attempt, owners Owners, now time.Time) {
+	l.ask(owners, a.Asker)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	read := l.counter(a.Asker, owner)
+	read := l.Counters[keyOf(a.Asker)]
 	if read == nil {
 		return
 	}
@@ -240,12 +257,13 @@ func (t *tally) called(names ...string) (changed bool) {
 }
 
 // Requested takes a request that somebody has made.
-func (l *Ledger) Requested(by cgroup.Asker, r request.Request, owner Owner, now time.Time) {
+func (l *Ledger) Requested(by cgroup.Asker, r request.Request, owners Owners, now time.Time) {
+	by.Verdict = cgroup.Audited // as its attempt was counted
+	l.ask(owners, by)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	by.Verdict = cgroup.Audited // as its attempt was counted
 	one := report.Request{Version: r.Version, Document: r.Document, Agent: r.Agent, Count: 1}
-	read := l.counter(by, owner)
+	read := l.Counters[keyOf(by)]
 	if read == nil {
 		if of := l.early[by]; len(of) < mostRequests && len(l.early) < mostPods {
 			l.early[by] = append(of, one)
@@ -297,20 +315,25 @@ func (l *Ledger) Named(all []pods.Pod, now time.Time) {
 	}
 }
 
-// succeed makes a pod's series that of the pods before it with the same name: a StatefulSet's, or a static one's.
+// succeed makes a pod's series that of the pods before it with the same name: a StatefulSet's, or a static one's. One that has ended, and
+// asks yet, is before the one that has the name now.
 func (l *Ledger) succeed(uid string, p *pod) {
-	if p.Known.Ended { // it is the one before
-		return
-	}
-	for other, before := range l.Pods {
-		if other == uid || before.Known == nil || before.Known.Namespace != p.Known.Namespace || before.Known.Name != p.Known.Name {
+	for other, q := range l.Pods {
+		if other == uid || q.Known == nil || q.Known.Namespace != p.Known.Namespace || q.Known.Name != p.Known.Name {
 			continue
 		}
-		delete(l.Pods, other)
+		before, gone, now := q, other, p
+		if p.Known.Ended {
+			before, gone, now = p, uid, q
+		}
+		delete(l.Pods, gone)
 		if !before.Unlisted {
-			p.Before.add(before.series())
+			now.Before.add(before.series())
 		}
 		l.fold(*before.Known, before)
+		if before == p {
+			return
+		}
 	}
 }
 
@@ -362,10 +385,8 @@ func (l *Ledger) fold(known pods.Pod, p *pod) {
 			l.Beyond.add(p.Calls)
 			return
 		}
-		if g = l.Gone[key]; g == nil {
-			g = &gone{Namespace: known.Namespace, Workload: known.Workload}
-			l.Gone[key] = g
-		}
+		g = &gone{Namespace: known.Namespace, Workload: known.Workload}
+		l.Gone[key] = g
 	}
 	g.HostNetwork = g.HostNetwork || known.HostNetwork
 	g.Pods++

@@ -25,24 +25,30 @@ type Series struct {
 	Calls
 }
 
-// Series returns a bounded number.
-func (l *Ledger) Series() []Series {
+// Series returns a bounded number, no two of which have the same names.
+func (l *Ledger) Series() (list []Series) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	other := Series{Other, Other, Other, l.Other}
-	list := []Series{}
+	sums := map[Series]Calls{{Namespace: Other, Workload: Other, Pod: Other}: l.Other}
 	for uid, p := range l.Pods {
+		of := Series{Namespace: Unknown, Workload: Unknown, Pod: uid}
 		switch {
 		case p.Unlisted:
-			other.add(p.series())
+			of = Series{Namespace: Other, Workload: Other, Pod: Other}
 		case p.Calls == Calls{}: // only its details have come yet
+			continue
 		case p.Known != nil:
-			list = append(list, Series{p.Known.Namespace, p.Known.Workload.Name, p.Known.Name, p.series()})
-		default:
-			list = append(list, Series{Unknown, Unknown, uid, p.Calls})
+			of = Series{Namespace: p.Known.Namespace, Workload: p.Known.Workload.Name, Pod: p.Known.Name}
 		}
+		sum := sums[of]
+		sum.add(p.series())
+		sums[of] = sum
 	}
-	return append(list, other)
+	for of, sum := range sums {
+		of.Calls = sum
+		list = append(list, of)
+	}
+	return list
 }
 
 // Workloads returns the rows of the report, and since when it counts.
@@ -110,8 +116,8 @@ func (l *Ledger) LeftOut() uint64 {
 	return l.Beyond.Blocked + l.Beyond.Audited
 }
 
-// News returns the pods that the log, or an event, has yet to tell of: once, the latter once an hour, and both when a pod that
-// was let through is refused. They count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
+// News returns the pods that the log, or an event, has yet to tell of: once for each verdict, and the latter once an hour. They
+// count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
 //
 // mayLog and mayTell are asked before one is told of; those that have to wait are returned the next time.
 func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() bool) (list []News) {
@@ -124,18 +130,21 @@ func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() 
 		}
 		n := News{
 			UID: uid, Calls: p.Calls, Verdict: p.Verdict, Commands: slices.Clone(p.Commands), Requests: slices.Clone(p.Requests),
-			Log: p.LoggedAs != p.Verdict && (p.Known != nil || now.Sub(p.First) > nameless) && mayLog(),
-			Event: p.Known != nil && (p.Last.After(p.Told.Add(tellEvery)) || p.Verdict != p.ToldAs) && now.Sub(p.First) >= wait &&
+			Log: !slices.Contains(p.Logged, p.Verdict) && (p.Known != nil || now.Sub(p.First) > nameless) && mayLog(),
+			Event: p.Known != nil && (p.Last.After(p.Told.Add(tellEvery)) || !slices.Contains(p.ToldAs, p.Verdict)) && now.Sub(p.First) >= wait &&
 				mayTell(),
 		}
 		if p.Known != nil {
 			n.Known = *p.Known
 		}
 		if n.Event {
-			p.Told, p.ToldAs = now, p.Verdict
+			if now.Sub(p.Told) > tellEvery {
+				p.Told, p.ToldAs = now, nil
+			}
+			p.ToldAs = append(p.ToldAs, p.Verdict)
 		}
 		if n.Log {
-			p.LoggedAs = p.Verdict
+			p.Logged = append(p.Logged, p.Verdict)
 		}
 		if n.Log || n.Event {
 			l.changed = true
@@ -150,7 +159,7 @@ func (l *Ledger) Waiting() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range l.Pods {
-		if p.Calls != (Calls{}) && (p.LoggedAs == 0 || p.Known != nil && p.Told.IsZero()) {
+		if p.Calls != (Calls{}) && (p.Logged == nil || p.Known != nil && p.Told.IsZero()) {
 			return true
 		}
 	}

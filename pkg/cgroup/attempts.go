@@ -50,9 +50,7 @@ type Count struct {
 // Attempt is one of somebody's first within a second.
 type Attempt struct {
 	Asker
-	// PID is the process's in the node's PID namespace, and Command its name, of at most 15 bytes. Any process gives itself whatever
-	// name it likes.
-	PID     uint32
+	// Command is the process's name, of at most 15 bytes. Any process gives itself whatever name it likes.
 	Command string
 }
 
@@ -70,11 +68,11 @@ func openPinned(what, path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// Counts returns who has asked.
-func Counts() (counts []Count, err error) {
+// Counts returns who has asked. whole is false if somebody may be missing, because others asked meanwhile.
+func Counts() (counts []Count, whole bool, err error) {
 	m, err := openPinned("the count of attempts", attemptsPin(), attemptsSpec)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer m.Close()
 	now, monotonic := time.Now(), uptime()
@@ -87,10 +85,13 @@ func Counts() (counts []Count, err error) {
 			counts = append(counts, Count{asker, value[valueCount/8], last, value[valueBegan/8]})
 		}
 	}
-	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // written to meanwhile
-		return nil, fmt.Errorf("reading the count of attempts: %w", err)
+	switch err := all.Err(); {
+	case errors.Is(err, ebpf.ErrIterationAborted):
+		return counts, false, nil
+	case err != nil:
+		return nil, false, fmt.Errorf("reading the count of attempts: %w", err)
 	}
-	return counts, nil
+	return counts, true, nil
 }
 
 // uptime is the clock of bpf_ktime_get_ns.
@@ -107,8 +108,7 @@ func uptime() time.Duration {
 func FollowAttempts(ctx context.Context, told func(Attempt)) error {
 	return follow(ctx, "the news of attempts", newsPin(), newsSpec, func(raw []byte) {
 		if len(raw) == -event {
-			pid, name := binary.NativeEndian.Uint64(raw[keySize:]), raw[keySize+8:]
-			told(Attempt{askerOf(raw), uint32(pid >> 32), unix.ByteSliceToString(name)})
+			told(Attempt{askerOf(raw), unix.ByteSliceToString(raw[keySize:])})
 		}
 	})
 }

@@ -133,7 +133,16 @@ func TestAuditOnly(t *testing.T) {
 	}
 	put(audit, layer.Auditing, "sent")
 	w.letGo()
+	w.sh("rm %s %s", pinOf(imds.IPv4, hooksOf(imds.IPv4, true)[3], "link"), pinOf(imds.IPv6, hooksOf(imds.IPv6, true)[2], "link"))
 	put(enforce, layer.Enforced, "EPERM")
+
+	// One family's hooks go without the other's.
+	put(audit, layer.Auditing, "sent")
+	if err := w.Host().Do(func() error { _, err := RemoveHooks(imds.IPv4); return err }); err != nil {
+		t.Fatal(err)
+	}
+	w.must(imds.IPv4, layer.Missing, "")
+	w.must(imds.IPv6, layer.Auditing, "")
 }
 
 // In audit mode the beginnings of requests are shown, of both families; answers and other requests never are.

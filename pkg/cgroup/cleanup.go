@@ -17,14 +17,8 @@ import (
 // Cleanup removes every hook of a family, and what it counted. removed are the names of the hooks that were there. A link is
 // detached, too: an agent that still runs may hold it.
 func Cleanup(f imds.Family) (removed []string, err error) {
-	var errs []error
-	for _, h := range hooksOf(f, true) {
-		there, err := removeHook(f, h)
-		if there {
-			removed = append(removed, h.name)
-		}
-		errs = append(errs, err)
-	}
+	removed, err = RemoveHooks(f)
+	errs := []error{err}
 	// The last was made by v0.1.0 before it counted all attempts.
 	for _, path := range []string{counterOf(f), attemptsPin(), newsPin(), beginningsPin(), allowedPin(), filepath.Join(pins(), "host-asked")} {
 		_, err := remove(path)
@@ -38,6 +32,19 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 		return removed, fmt.Errorf("cleaning the cgroup layer of %s: %w", f, err)
 	}
 	return removed, nil
+}
+
+// RemoveHooks removes every hook of a family, and leaves what both families count in.
+func RemoveHooks(f imds.Family) (removed []string, err error) {
+	var errs []error
+	for _, h := range hooksOf(f, true) {
+		there, err := removeHook(f, h)
+		if there {
+			removed = append(removed, h.name)
+		}
+		errs = append(errs, err)
+	}
+	return removed, errors.Join(errs...)
 }
 
 func removeHook(f imds.Family, h hook) (there bool, err error) {

@@ -60,7 +60,7 @@ func (w *world) allow(ids ...uint64) {
 func (w *world) counted() map[Asker]Count {
 	w.t.Helper()
 	var counts []Count
-	if err := w.Host().Do(func() (err error) { counts, err = Counts(); return err }); err != nil {
+	if err := w.Host().Do(func() (err error) { counts, _, err = Counts(); return err }); err != nil {
 		w.t.Fatal(err)
 	}
 	by := map[Asker]Count{}

@@ -223,9 +223,9 @@ func (l *Layer) put(s seen) error {
 		}
 	}
 	for _, h := range s.left {
-		_, err := removeHook(l.family, h)
+		_, err := remove(beginningsPin()) // first: no request is to stay in memory that nobody looks at
 		errs = append(errs, err)
-		_, err = remove(beginningsPin()) // no request is to stay in memory that nobody looks at
+		_, err = removeHook(l.family, h)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

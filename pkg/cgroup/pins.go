@@ -41,10 +41,14 @@ func pinOf(f imds.Family, h hook, what string) string {
 	return filepath.Join(pins(), fmt.Sprintf("%s-%s-%s", f, h.name, what))
 }
 
-// isPinned reports whether something is left of a hook.
+// isPinned reports whether something is left of a hook that watches, or of what it has shown.
 func isPinned(f imds.Family, h hook) bool {
-	_, err := os.Lstat(pinOf(f, h, "link"))
-	return err == nil
+	for _, path := range []string{pinOf(f, h, "link"), pinOf(f, h, "program"), beginningsPin()} {
+		if _, err := os.Lstat(path); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // readHook says why a hook is not in force at a cgroup; empty if it is. The link that is pinned is returned open, if there is

@@ -97,7 +97,7 @@ func (w wanted) verdict() Verdict {
 // Where a program has what it needs, from the end of its stack: an event, which begins with the key of attempts, and the value of a new
 // one; and keys of other maps.
 const (
-	event    = -48 // see Attempt
+	event    = -40 // see Attempt
 	fresh    = event - valueSize
 	otherKey = fresh - 8
 )
@@ -142,10 +142,8 @@ func (h hook) calls(w wanted) asm.Instructions {
 	)...)
 	code = append(code, w.count(1, toldEvery, "counted")...)
 	code = append(code,
-		asm.FnGetCurrentPidTgid.Call(),
-		asm.StoreMem(asm.RFP, event+keySize, asm.R0, asm.DWord),
 		asm.Mov.Reg(asm.R1, asm.RFP),
-		asm.Add.Imm(asm.R1, event+keySize+8),
+		asm.Add.Imm(asm.R1, event+keySize),
 		asm.Mov.Imm(asm.R2, 16),
 		asm.FnGetCurrentComm.Call(),
 		asm.LoadMapPtr(asm.R1, w.news.FD()),

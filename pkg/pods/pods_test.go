@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,7 +138,7 @@ func TestGone(t *testing.T) {
 
 // A pod's workload is what a person calls it: the Deployment instead of its ReplicaSet, the CronJob instead of its Job.
 func TestWorkload(t *testing.T) {
-	yes, no := true, false
+	yes, no, long := true, false, strings.Repeat("x", 1<<20)
 	owned := func(kind, name string, controller *bool, hash string) *corev1.Pod {
 		p := pod("p", "u", corev1.PodRunning, nil)
 		p.OwnerReferences = []metav1.OwnerReference{{Kind: "Other", Name: "o"}, {Kind: kind, Name: name, Controller: controller}}
@@ -158,6 +159,8 @@ func TestWorkload(t *testing.T) {
 		{owned("StatefulSet", "db", nil, ""), Workload{"Pod", "p"}},
 		{owned("Job", "nightly-29012345", &yes, ""), Workload{"CronJob", "nightly"}},
 		{owned("Job", "import-1", &yes, ""), Workload{"Job", "import-1"}},
+		{owned("Job", "import-20260101", &yes, ""), Workload{"Job", "import-20260101"}},
+		{owned(long, long, &yes, ""), Workload{long[:253], long[:253]}},
 		{owned("Node", "n", &yes, ""), Workload{"Pod", "p"}},
 	} {
 		small, err := reduce(c.pod)
@@ -165,7 +168,7 @@ func TestWorkload(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := podOf(small.(*corev1.Pod)).Workload; got != c.want {
-			t.Errorf("%+v: %+v, want %+v", c.pod.OwnerReferences, got, c.want)
+			t.Errorf("%.200s: %.200s, want %.200s", fmt.Sprint(c.pod.OwnerReferences), fmt.Sprint(got), fmt.Sprint(c.want))
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // templateHash is the label by which a Deployment's ReplicaSet, whose name ends in it, tells its pods
@@ -15,8 +16,8 @@ import (
 const templateHash = "pod-template-hash"
 
 // A CronJob's Jobs have the minute for which they were scheduled at the end of their names, since 1970 (kubernetes,
-// pkg/controller/cronjob/utils.go, getJobName).
-var scheduled = regexp.MustCompile(`-[0-9]{8,10}$`)
+// pkg/controller/cronjob/utils.go, getJobName). Before 25,000,000 was 2017; a date, such as 20260101, is none.
+var scheduled = regexp.MustCompile(`-(2[5-9]|[3-9][0-9])[0-9]{6}$`)
 
 // workloadOf is the controller's, or, where its name says that it has one itself, that one's.
 func workloadOf(p *corev1.Pod) Workload {
@@ -39,5 +40,9 @@ func controllerOf(p *corev1.Pod) []metav1.OwnerReference {
 	if owner == nil {
 		return nil
 	}
-	return []metav1.OwnerReference{{Kind: owner.Kind, Name: owner.Name, Controller: owner.Controller}}
+	return []metav1.OwnerReference{{Kind: short(owner.Kind), Name: short(owner.Name), Controller: owner.Controller}}
 }
+
+// short is as much as a name of Kubernetes may be long. Nobody checks the length of an owner's (kubernetes, apimachinery,
+// pkg/api/validation/objectmeta.go), and who may create pods chooses it.
+func short(name string) string { return name[:min(len(name), validation.DNS1123SubdomainMaxLength)] }
