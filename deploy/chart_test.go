@@ -529,10 +529,10 @@ func TestNotes(t *testing.T) {
 		values     string
 		has, lacks []string
 	}{
-		{"agent.mode=enforce", []string{"a time-out means blocked", "kubectl imds-guard --namespace guards report"}, []string{audit, enforce}},
-		{"agent.mode=audit", []string{audit, enforce, "kubectl imds-guard --namespace guards report", "get and create pods/exec"}, []string{"a time-out means blocked", "pods stay blocked"}},
-		{"agent.attribution=off", []string{"a time-out means blocked"}, []string{"kubectl imds-guard"}},
-		{"agent.layers={iptables,route}", []string{"a time-out means blocked"}, []string{"kubectl imds-guard"}},
+		{"agent.mode=enforce", []string{"000 means blocked", "kubectl imds-guard --namespace guards report"}, []string{audit, enforce}},
+		{"agent.mode=audit", []string{audit, enforce, "kubectl imds-guard --namespace guards report", "get and create pods/exec"}, []string{"000 means blocked", "pods stay blocked"}},
+		{"agent.attribution=off", []string{"000 means blocked"}, []string{"kubectl imds-guard"}},
+		{"agent.layers={iptables,route}", []string{"000 means blocked"}, []string{"kubectl imds-guard"}},
 		{"cleanup.run=true,agent.mode=audit", []string{"The cleanup runs"}, []string{audit}},
 	} {
 		cmd := exec.Command(helm(t), "install", "imds-guard", chart, "--namespace=guards", "--dry-run=client", "--set="+tt.values)

@@ -19,7 +19,9 @@ func newReport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "report",
 		Short: "Who asks for the metadata service on this node, how often, when last, what for, and what to do about it",
-		Args:  cobra.NoArgs,
+		Long: "Asks the agent that runs on this node, as root. Exit code 0; 1 if no agent answers, or you aren't root; 2 for wrong usage.\n" +
+			"`kubectl imds-guard report` does it on all nodes.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" && output != "yaml" {
 				return fmt.Errorf("--output: %q is none; use text, json or yaml", output)

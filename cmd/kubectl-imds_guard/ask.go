@@ -103,7 +103,7 @@ func (a *api) ask(ctx context.Context, t target, limit time.Duration) (report.No
 	case errors.As(err, &exit):
 		return report.Node{}, fmt.Errorf("`imds-guard report` ended with exit code %d: %s", exit.Code, stderr.lastLine())
 	case refused(err):
-		return report.Node{}, fmt.Errorf("you need the right to create pods/exec in namespace %s: %w", a.namespace, err)
+		return report.Node{}, fmt.Errorf("you need the rights to get and create pods/exec in namespace %s: %w", a.namespace, err)
 	case err != nil:
 		return report.Node{}, fmt.Errorf("running `imds-guard report` in pod %s: %w", t.pod, err)
 	}

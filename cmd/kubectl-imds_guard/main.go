@@ -37,8 +37,8 @@ func complain(cmd *cobra.Command, err error) {
 func newRoot() *cobra.Command {
 	root := command.Root("kubectl-imds_guard", "Who asks for the EC2 instance metadata service, on all nodes of a cluster",
 		"Asks the imds-guard agents of all nodes, by running `imds-guard report` in their pods, and puts together what they\n"+
-			"say. It needs the right to list pods and to create pods/exec in the agent's namespace; and to list nodes, to notice\n"+
-			"those without an agent.", "report")
+			"say. It needs the rights to list pods and to get and create pods/exec in the agents' namespace; to list nodes, to notice\n"+
+			"those without an agent; and to get nodes, for --node.", "report")
 	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl imds-guard"}
 	c := newCluster()
 	c.addTo(root.PersistentFlags())

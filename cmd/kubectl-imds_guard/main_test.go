@@ -241,7 +241,7 @@ func TestExecForbidden(t *testing.T) {
 	s.addNode("a", nil)
 	code, stdout, _ := plugin(t, s.start(t), "report", "-o", "json")
 	why := reasons(parseJSON(t, stdout))["a"]
-	if code != command.Failed || !strings.HasPrefix(why, "you need the right to create pods/exec in namespace imds-guard: ") {
+	if code != command.Failed || !strings.HasPrefix(why, "you need the rights to get and create pods/exec in namespace imds-guard: ") {
 		t.Errorf("code %d: %s", code, stdout)
 	}
 }

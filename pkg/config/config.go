@@ -152,7 +152,7 @@ func NewOptions() *Options {
 	f.StringSliceVar(&o.interfaces, "interface", []string{"eni+"},
 		"pod-side interface `pattern`, iptables syntax (a trailing + is a wildcard); repeat or separate by commas")
 	f.StringSliceVar(&o.layers, "layers", layers,
-		"the `layers` to keep in force, separated by commas: what one of them lets by, another stops")
+		"the `layers` to keep in force, separated by commas: what one lets through, another stops")
 	f.StringVar(&o.podsCgroup, "pods-cgroup", "",
 		"the cgroup v2 `directory` below which pods live, for the layer cgroup (default: found by itself)")
 	f.StringVar(&o.hostNetwork, "host-network-pods", string(policy.Allow),
@@ -160,7 +160,7 @@ func NewOptions() *Options {
 	f.StringSliceVar(&o.hostNamespaces, hostNamespaces, []string{"kube-system"},
 		"`namespaces` whose pods in the node's network are let through (default: kube-system and the agent's own; a list replaces it)")
 	f.StringVar(&o.mode, "mode", string(policy.Enforce),
-		"enforce, or audit: count and report who would be kept from the endpoint, and stop nothing")
+		"enforce, or audit: count and report who would be kept from the endpoint, and stop nothing; needs the layer cgroup and --attribution=on")
 	f.StringVar(&o.attribution, "attribution", on,
 		"on: name the pods that ask, in metrics, log, events and the report; off: look up and name nobody")
 	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))

@@ -12,7 +12,7 @@ import (
 // remedies say what to do about each kind of document, the most important first. One that is in no row is dealt with as
 // request.Other.
 var remedies = []struct{ document, do string }{
-	{request.Credentials, "It uses the node's role: give its service account one of its own, with EKS Pod Identity or IRSA."},
+	{request.Credentials, "It uses the node's role: give its service account one of its own, with EKS Pod Identity or IRSA, and restart its pods."},
 	{request.UserData, "Move what it needs of the user data into a Secret or a ConfigMap: pods should not read user data."},
 	{request.Identity, "Pass it the region, the account and the instance as environment variables; " +
 		"the downward API can supply the node's name."},
