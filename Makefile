@@ -56,6 +56,7 @@ fuzz: ## fuzz what parses foreign text, a minute each
 	go test ./pkg/rules -run '^$$' -fuzz FuzzParseLine -fuzztime 1m
 	go test ./pkg/netfilter -run '^$$' -fuzz FuzzParseNFTRule -fuzztime 1m
 	go test ./pkg/route -run '^$$' -fuzz FuzzMessages -fuzztime 1m
+	go test ./pkg/request -run '^$$' -fuzz FuzzParse -fuzztime 1m
 
 image: ## the container image, by docker, podman or buildah, whichever is there
 	"$$(command -v docker || command -v podman || command -v buildah)" build \
