@@ -50,7 +50,8 @@ type Count struct {
 // Attempt is one of somebody's first within a second.
 type Attempt struct {
 	Asker
-	// Command is the process's name, of at most 15 bytes. Any process gives itself whatever name it likes.
+	// Command is the process's name, of at most 15 bytes; empty if the agent has no CAP_PERFMON. Any process gives itself whatever name it
+	// likes.
 	Command string
 }
 

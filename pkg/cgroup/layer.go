@@ -151,6 +151,7 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	if !own.Has(unix.CAP_SYS_ADMIN) && !(own.Has(unix.CAP_BPF) && own.Has(unix.CAP_NET_ADMIN)) {
 		return nil, impossible{errors.New("the agent has no CAP_BPF, or no CAP_NET_ADMIN")}
 	}
+	s.names = own.Has(unix.CAP_SYS_ADMIN) || own.Has(unix.CAP_PERFMON)
 	if s.node, err = nodeCookie(); errors.Is(err, unix.ENOPROTOOPT) {
 		return nil, impossible{errors.New("the kernel does not tell network namespaces apart (SO_NETNS_COOKIE, Linux 5.14)")}
 	} else if err != nil {

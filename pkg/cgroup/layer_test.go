@@ -194,7 +194,7 @@ func TestUpgrade(t *testing.T) {
 			m, _ := openMaps(f, policy.Allow, false)
 			defer m.close()
 			for _, h := range hooksOf(f, false) {
-				if _, err := putHook(h, at, wanted{f, 12345, 0, policy.Allow, false, m}, w.layers[f].alive(h, at)); err != nil {
+				if _, err := putHook(h, at, wanted{f, 12345, 0, policy.Allow, false, true, m}, w.layers[f].alive(h, at)); err != nil {
 					return err
 				}
 			}

@@ -89,9 +89,13 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 		return "", fmt.Errorf("asking for the program: %w", err)
 	}
 	id, _ := runs.ID()
-	whole, err := isWhole(h.program(w).Instructions, runs.Tag)
-	if err != nil {
-		return "", err
+	whole := false
+	for _, one := range []wanted{w, w.otherwise()} {
+		is, err := isWhole(h.program(one).Instructions, runs.Tag)
+		if err != nil {
+			return "", err
+		}
+		whole = whole || is
 	}
 	used, _ := runs.MapIDs()
 	same, err := w.are(h, used)

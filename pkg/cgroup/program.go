@@ -83,7 +83,15 @@ type wanted struct {
 	pods      uint64 // the id of the pods' cgroup
 	host      policy.HostNetwork
 	auditOnly bool
+	// names: an attempt's process is named. That takes CAP_PERFMON (kernel/bpf/helpers.c, bpf_base_func_proto).
+	names bool
 	*maps
+}
+
+// otherwise is the same with the names of processes, or without: what another agent or a check loads that has other capabilities.
+func (w wanted) otherwise() wanted {
+	w.names = !w.names
+	return w
 }
 
 // verdict is what becomes of a pod's call.
@@ -141,11 +149,20 @@ func (h hook) calls(w wanted) asm.Instructions {
 		asm.Instructions{asm.FnGetCurrentCgroupId.Call()},
 	)...)
 	code = append(code, w.count(1, toldEvery, "counted")...)
-	code = append(code,
-		asm.Mov.Reg(asm.R1, asm.RFP),
-		asm.Add.Imm(asm.R1, event+keySize),
-		asm.Mov.Imm(asm.R2, 16),
-		asm.FnGetCurrentComm.Call(),
+	name := asm.Instructions{ // empty
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(asm.RFP, event+keySize, asm.R1, asm.DWord),
+		asm.StoreMem(asm.RFP, event+keySize+8, asm.R1, asm.DWord),
+	}
+	if w.names {
+		name = asm.Instructions{
+			asm.Mov.Reg(asm.R1, asm.RFP),
+			asm.Add.Imm(asm.R1, event+keySize),
+			asm.Mov.Imm(asm.R2, 16),
+			asm.FnGetCurrentComm.Call(),
+		}
+	}
+	code = append(append(code, name...),
 		asm.LoadMapPtr(asm.R1, w.news.FD()),
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, event),

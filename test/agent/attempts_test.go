@@ -378,3 +378,30 @@ func TestReportOfAnUncoveredInterface(t *testing.T) {
 		t.Errorf("check ends with %d", code)
 	}
 }
+
+// The capabilities of the hardened variant are enough for audit mode, and for the report.
+func TestAuditModeHardened(t *testing.T) {
+	t.Parallel()
+	n, _, flags := askingNode(t)
+	cmd := n.Command(t.Context(), "setpriv", append([]string{"--bounding-set=-all,+net_admin,+net_raw,+bpf", "--", binary, "run", "--layers", n.layers,
+		"--mode", "audit", "--metrics-bind-address", "127.0.0.1:9169"}, flags...)...)
+	log := &testnode.Log{}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	defer func() {
+		_ = cmd.Process.Kill()
+		if <-ended; t.Failed() {
+			t.Logf("the log:\n%s", log)
+		}
+	}()
+	eventually(t, "it counts", func() bool { return log.Count("rules installed", "egress") == 2 && log.Count("serving metrics") == 1 })
+	if got, err := n.SocketCallsBy(podCgroup(podUID(1)), n.pod.Namespace, "get-v2 agent/1@http://169.254.169.254/latest/meta-data/instance-id"); err != nil || got[0] != "200" {
+		t.Fatalf("a pod's request ends with %q, %v", got, err)
+	}
+	want := []string{"//" + podUID(1) + " pods=1 blocked=0 audited=2 IMDSv2 other agent/1, IMDSv2 token agent/1"}
+	eventually(t, "the report has it", func() bool { return slices.Equal(rows(n.report()), want) })
+}

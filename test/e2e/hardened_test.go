@@ -14,10 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel's own account of the running process, not the manifest's.
+// The kernel's own account of the running process, not the manifest's; and all layers are in force with that.
 func TestHardenedConfinement(t *testing.T) {
 	begin(t)
 	node.Install(t, hardened)
+	node.waitAllLayers(t)
 	pid := node.AgentPID(t)
 
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
