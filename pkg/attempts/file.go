@@ -9,8 +9,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
+
+	"github.com/imds-guard/imds-guard/internal/wholefile"
 )
 
 // mostBytes is the largest file that is read: more than a full ledger takes, and less than the agent has memory for.
@@ -66,20 +67,14 @@ func (s state) check() error {
 	return nil
 }
 
-// Save writes the file, if anything has changed since. It goes by way of a second file, so that a full disk can't leave half of one.
+// Save writes the file, if anything has changed since.
 func (l *Ledger) Save(file string) error {
 	text, err := l.marshal()
 	if text == nil && err == nil {
 		return nil
 	}
 	if err == nil {
-		err = os.MkdirAll(filepath.Dir(file), 0o755)
-	}
-	if err == nil {
-		err = os.WriteFile(file+".new", text, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(file+".new", file)
+		err = wholefile.Write(file, text, 0o600)
 	}
 	if err != nil {
 		l.mu.Lock()

@@ -6,7 +6,6 @@ package attempts
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -46,7 +45,7 @@ type Ledger struct {
 type state struct {
 	Since time.Time
 	// Counters are what the kernel's counters stood at, and whose they are.
-	Counters map[string]*counter
+	Counters map[cgroup.Asker]*counter
 	Pods     map[string]*pod // by UID, or by the number of a cgroup that is no known pod's
 	// Gone are the sums of pods that are no more, by workload.
 	Gone map[string]*gone
@@ -112,7 +111,7 @@ type gone struct {
 
 // New makes an empty ledger that begins now.
 func New(now time.Time) *Ledger {
-	return &Ledger{early: map[cgroup.Asker][]report.Request{}, state: state{Since: now, Counters: map[string]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
+	return &Ledger{early: map[cgroup.Asker][]report.Request{}, state: state{Since: now, Counters: map[cgroup.Asker]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
 }
 
 // Owners names the pods that askers are in, by their UIDs; empty for those that are in none. Of whom it can't be said now, there is nothing:
@@ -130,7 +129,7 @@ func (l *Ledger) Counted(counts []cgroup.Count, whole bool, owners Owners) {
 	defer l.mu.Unlock()
 	slices.SortFunc(counts, func(a, b cgroup.Count) int { return a.Last.Compare(b.Last) })
 	for _, c := range counts {
-		read := l.Counters[keyOf(c.Asker)]
+		read := l.Counters[c.Asker]
 		if read == nil {
 			continue
 		}
@@ -164,7 +163,7 @@ func (l *Ledger) ask(owners Owners, askers ...cgroup.Asker) {
 	l.mu.Lock()
 	var unknown []cgroup.Asker
 	for _, a := range askers {
-		if read := l.Counters[keyOf(a)]; read == nil || read.Pod == numberOf(a) {
+		if read := l.Counters[a]; read == nil || read.Pod == numberOf(a) {
 			unknown = append(unknown, a)
 		}
 	}
@@ -176,9 +175,9 @@ func (l *Ledger) ask(owners Owners, askers ...cgroup.Asker) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for a, uid := range known {
-		switch read := l.Counters[keyOf(a)]; {
+		switch read := l.Counters[a]; {
 		case read == nil:
-			l.Counters[keyOf(a)], l.changed = &counter{Pod: cmp.Or(uid, numberOf(a))}, true
+			l.Counters[a], l.changed = &counter{Pod: cmp.Or(uid, numberOf(a))}, true
 		case uid != "":
 			read.Pod = uid
 		}
@@ -188,19 +187,15 @@ func (l *Ledger) ask(owners Owners, askers ...cgroup.Asker) {
 // numberOf stands for the UID of one that is in no pod.
 func numberOf(a cgroup.Asker) string { return strconv.FormatUint(cmp.Or(a.Second, a.Top), 10) }
 
-func keyOf(a cgroup.Asker) string {
-	return fmt.Sprintf("%d/%d/%d", a.Top, a.Second, a.Verdict)
-}
-
 // boundCounters forgets those that the kernel has forgotten, if there are too many.
 func (l *Ledger) boundCounters(counts []cgroup.Count) {
 	if len(l.Counters) <= mostCounters {
 		return
 	}
-	kept := map[string]*counter{}
+	kept := map[cgroup.Asker]*counter{}
 	for _, c := range counts {
-		if read := l.Counters[keyOf(c.Asker)]; read != nil {
-			kept[keyOf(c.Asker)] = read
+		if read := l.Counters[c.Asker]; read != nil {
+			kept[c.Asker] = read
 		}
 	}
 	l.Counters = kept
@@ -234,7 +229,7 @@ func (l *Ledger) Attempted(a cgroup.Attempt, owners Owners, now time.Time) {
 	l.ask(owners, a.Asker)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	read := l.Counters[keyOf(a.Asker)]
+	read := l.Counters[a.Asker]
 	if read == nil {
 		return
 	}
@@ -263,7 +258,7 @@ func (l *Ledger) Requested(by cgroup.Asker, r request.Request, owners Owners, no
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	one := report.Request{Version: r.Version, Document: r.Document, Agent: r.Agent, Count: 1}
-	read := l.Counters[keyOf(by)]
+	read := l.Counters[by]
 	if read == nil {
 		if of := l.early[by]; len(of) < mostRequests && len(l.early) < mostPods {
 			l.early[by] = append(of, one)
@@ -378,19 +373,30 @@ func (l *Ledger) fold(known pods.Pod, p *pod) {
 	if p.Unlisted {
 		l.Other.add(p.series())
 	}
-	key := known.Namespace + "/" + known.Workload.Kind + "/" + known.Workload.Name
-	g := l.Gone[key]
-	if g == nil {
-		if len(l.Gone) >= mostWorkloads {
-			l.Beyond.add(p.Calls)
-			return
-		}
-		g = &gone{Namespace: known.Namespace, Workload: known.Workload}
-		l.Gone[key] = g
+	g := p.as(known)
+	if l.Gone[g.key()] == nil && len(l.Gone) >= mostWorkloads {
+		l.Beyond.add(p.Calls)
+		return
 	}
-	g.HostNetwork = g.HostNetwork || known.HostNetwork
-	g.Pods++
-	g.add(p.tally)
+	g.addTo(l.Gone)
+}
+
+// as is what a pod adds to the sum of its workload.
+func (p *pod) as(known pods.Pod) gone {
+	return gone{p.tally, known.Namespace, known.Workload, known.HostNetwork, 1}
+}
+
+func (g gone) key() string { return g.Namespace + "/" + g.Workload.Kind + "/" + g.Workload.Name }
+
+func (g gone) addTo(sums map[string]*gone) {
+	sum := sums[g.key()]
+	if sum == nil {
+		sum = &gone{Namespace: g.Namespace, Workload: g.Workload}
+		sums[g.key()] = sum
+	}
+	sum.HostNetwork = sum.HostNetwork || g.HostNetwork
+	sum.Pods += g.Pods
+	sum.add(g.tally)
 }
 
 func (t *tally) add(more tally) {

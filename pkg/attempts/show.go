@@ -56,18 +56,8 @@ func (l *Ledger) Workloads() (since time.Time, rows []report.Workload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	sums := map[string]*gone{}
-	add := func(key string, g gone) {
-		sum := sums[key]
-		if sum == nil {
-			sum = &gone{Namespace: g.Namespace, Workload: g.Workload}
-			sums[key] = sum
-		}
-		sum.HostNetwork = sum.HostNetwork || g.HostNetwork
-		sum.Pods += g.Pods
-		sum.add(g.tally)
-	}
-	for key, g := range l.Gone {
-		add(key, *g)
+	for _, g := range l.Gone {
+		g.addTo(sums)
 	}
 	for uid, p := range l.Pods {
 		known := pods.Pod{Workload: pods.Workload{Name: uid}}
@@ -75,8 +65,7 @@ func (l *Ledger) Workloads() (since time.Time, rows []report.Workload) {
 			known = *p.Known
 		}
 		if p.Calls != (Calls{}) { // or it is let through, and only its requests were seen
-			key := known.Namespace + "/" + known.Workload.Kind + "/" + known.Workload.Name
-			add(key, gone{p.tally, known.Namespace, known.Workload, known.HostNetwork, 1})
+			p.as(known).addTo(sums)
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(sums)) {

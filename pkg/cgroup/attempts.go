@@ -37,6 +37,19 @@ type Asker struct {
 	Verdict     Verdict
 }
 
+// MarshalText implements encoding.TextMarshaler, by which JSON has it as a key.
+func (a Asker) MarshalText() ([]byte, error) {
+	return fmt.Appendf(nil, "%d/%d/%d", a.Top, a.Second, a.Verdict), nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (a *Asker) UnmarshalText(text []byte) error {
+	if _, err := fmt.Sscanf(string(text), "%d/%d/%d", &a.Top, &a.Second, &a.Verdict); err != nil {
+		return fmt.Errorf("parsing the asker %q: %w", text, err)
+	}
+	return nil
+}
+
 // Count is how often somebody has asked, and when last. A counter starts anew, with another Began, when the map is made anew, or when
 // somebody who had not asked for long has made room for others.
 type Count struct {

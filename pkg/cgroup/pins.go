@@ -89,13 +89,12 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 		return "", fmt.Errorf("asking for the program: %w", err)
 	}
 	id, _ := runs.ID()
-	whole := false
-	for _, one := range []wanted{w, w.otherwise()} {
-		is, err := isWhole(h.program(one).Instructions, runs.Tag)
-		if err != nil {
-			return "", err
-		}
-		whole = whole || is
+	whole, err := isWhole(h.program(w).Instructions, runs.Tag)
+	if err == nil && !whole {
+		whole, err = isWhole(h.program(w.otherwise()).Instructions, runs.Tag)
+	}
+	if err != nil {
+		return "", err
 	}
 	used, _ := runs.MapIDs()
 	same, err := w.are(h, used)

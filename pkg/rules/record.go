@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imds-guard/imds-guard/internal/wholefile"
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 )
 
@@ -71,16 +72,8 @@ func (r Record) Remember(patterns []ifpattern.Pattern, b Backend) error {
 	return r.write(r.backendFile(), string(b)+"\n")
 }
 
-// write goes by way of a second file, so that a full disk can't leave half a record.
 func (r Record) write(file, text string) error {
-	err := os.MkdirAll(r.dir, 0o755)
-	if err == nil {
-		err = os.WriteFile(file+".new", []byte(text), 0o644)
-	}
-	if err == nil {
-		err = os.Rename(file+".new", file)
-	}
-	if err != nil {
+	if err := wholefile.Write(file, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("recording what is installed: %w", err)
 	}
 	return nil
@@ -128,7 +121,7 @@ func (r Record) Forget() error {
 
 // ForgetAttempts removes what the agent has counted, and the socket of one that was killed.
 func (r Record) ForgetAttempts() error {
-	for _, file := range []string{r.Attempts(), r.Attempts() + ".new", r.Socket()} {
+	for _, file := range []string{r.Attempts(), wholefile.Next(r.Attempts()), r.Socket()} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing what was counted: %w", err)
 		}
