@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -23,8 +22,8 @@ func newReport() *cobra.Command {
 			"`kubectl imds-guard report` does it on all nodes.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" && output != "yaml" {
-				return fmt.Errorf("--output: %q is none; use text, json or yaml", output)
+			if err := report.CheckOutput(output); err != nil {
+				return err
 			}
 			record, err := rules.NewRecord(rules.RecordDir)
 			if err != nil {
@@ -34,7 +33,9 @@ func newReport() *cobra.Command {
 			if err != nil {
 				return command.Fail(err)
 			}
-			if err := printReport(cmd.OutOrStdout(), output, n); err != nil {
+			nodes := []report.Node{n}
+			text := func(w io.Writer) error { return report.WriteText(w, nodes, report.Merge(nodes)) }
+			if err := report.Write(cmd.OutOrStdout(), output, n, text); err != nil {
 				return command.Fail(err)
 			}
 			return nil
@@ -42,15 +43,4 @@ func newReport() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json or yaml")
 	return cmd
-}
-
-func printReport(to io.Writer, output string, n report.Node) error {
-	switch output {
-	case "json":
-		return report.WriteJSON(to, n)
-	case "yaml":
-		return report.WriteYAML(to, n)
-	}
-	nodes := []report.Node{n}
-	return report.WriteText(to, nodes, report.Merge(nodes))
 }

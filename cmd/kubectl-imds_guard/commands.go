@@ -67,10 +67,7 @@ type asking struct {
 }
 
 func (o asking) check() error {
-	var errs []error
-	if o.output != "text" && o.output != "json" && o.output != "yaml" {
-		errs = append(errs, fmt.Errorf("--output: %q is none; use text, json or yaml", o.output))
-	}
+	errs := []error{report.CheckOutput(o.output)}
 	if o.parallel < 1 {
 		errs = append(errs, fmt.Errorf("--parallel: %d asks nobody; use 1 or more", o.parallel))
 	}
@@ -115,14 +112,8 @@ func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) 
 		if ctx.Err() != nil {
 			return command.Fail(errInterrupted)
 		}
-		switch complete(&d); o.output {
-		case "json":
-			err = report.WriteJSON(cmd.OutOrStdout(), d)
-		case "yaml":
-			err = report.WriteYAML(cmd.OutOrStdout(), d)
-		default:
-			err = text(cmd.OutOrStdout(), d.Nodes)
-		}
+		complete(&d)
+		err = report.Write(cmd.OutOrStdout(), o.output, d, func(w io.Writer) error { return text(w, d.Nodes) })
 		if err != nil {
 			return command.Fail(fmt.Errorf("writing the result: %w", err))
 		}

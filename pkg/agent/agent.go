@@ -122,7 +122,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	}
 	a.hosts = &hosts{
 		mode: c.HostNetwork, namespaces: c.HostNamespaces, resync: c.Resync, log: log, place: a.podsPlace, list: a.listPods,
-		wake: make(chan struct{}, 1),
+		waker: newWaker(),
 	}
 	if c.Attribution && slices.Contains(c.Layers, cgroup.LayerName) {
 		a.asking = newAsking(record.Attempts(), log)
@@ -152,7 +152,7 @@ func (a *agent) parts() []func(context.Context) {
 	}
 	if a.elsewhere == "" {
 		parts = append(parts, a.observe, a.links.Run, a.remember, a.prober.run, answers{a.record.Socket(), a.report, a.log}.run)
-		if a.config.Mode == policy.AuditOnly {
+		if a.leftovers != nil {
 			parts = append(parts, a.letGo)
 		}
 		if a.asking != nil {

@@ -51,23 +51,15 @@ type asking struct {
 	// list returns the node's pods, with those that were there lately, and events who is told of those that ask; nil if nobody is.
 	list   func() (all []pods.Pod, known bool)
 	events func() *node.Events
-	wake   chan struct{}
-	lines  *rate.Limiter
-	told   *rate.Limiter
+	waker
+	lines *rate.Limiter
+	told  *rate.Limiter
 }
 
 func newAsking(file string, log *slog.Logger) *asking {
 	return &asking{
-		log: log, file: file, ledger: attempts.New(time.Now()), wake: make(chan struct{}, 1),
+		log: log, file: file, ledger: attempts.New(time.Now()), waker: newWaker(),
 		lines: rate.NewLimiter(askingRate, askingBurst), told: rate.NewLimiter(askingRate, askingBurst),
-	}
-}
-
-// Wake never blocks.
-func (a *asking) Wake() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
 	}
 }
 
@@ -113,18 +105,15 @@ func (a *asking) run(ctx context.Context) {
 		followers.Go(func() { a.look(ctx) })
 	}
 	var saved, active time.Time
-	var logged string
+	var logged said
 	for {
 		now := time.Now()
 		err := a.keep(now)
 		if now.Sub(saved) >= askingSaved {
 			err, saved = errors.Join(err, a.ledger.Save(a.file)), now
 		}
-		if err != nil && err.Error() != logged {
+		if logged.isNew(err) {
 			a.log.Warn("can't read or save the counts of attempts; trying again", "error", err)
-		}
-		if logged = ""; err != nil {
-			logged = err.Error()
 		}
 		again, pause := a.resync, max(askingPause, askingRest*time.Since(now))
 		if a.ledger.Waiting() || now.Sub(active) < 2*askingPeriod {
@@ -137,7 +126,7 @@ func (a *asking) run(ctx context.Context) {
 				a.log.Warn("could not save the counts of attempts for the next agent", "error", err)
 			}
 			return
-		case <-a.wake:
+		case <-a.waker:
 			active = time.Now()
 			select { // those that come at the same time
 			case <-ctx.Done():
@@ -184,7 +173,7 @@ func (a *asking) tell(n attempts.News) {
 		a.line(n.Known, message, "uid", n.UID, "commands", n.Commands)
 	}
 	if events := a.events(); n.Event && events != nil {
-		w := report.Workload{HostNetwork: n.Known.HostNetwork, Commands: n.Commands, Requests: n.Requests, Blocked: n.Calls.Blocked, Audited: n.Calls.Audited}
+		w := report.Workload{HostNetwork: n.Known.HostNetwork, Requests: n.Requests, Audited: n.Calls.Audited} // what the advice goes by
 		events.Asked(node.Pod{Namespace: n.Known.Namespace, Name: n.Known.Name, UID: n.Known.Object}, n.Verdict == cgroup.Audited, w.Advice())
 	}
 }

@@ -51,16 +51,13 @@ func newLeftovers(c config.Config, recorded rules.Backend) *leftovers {
 
 // letGo goes on until ctx ends.
 func (a *agent) letGo(ctx context.Context) {
-	for logged := ""; ; {
+	for logged := said(""); ; {
 		removed, err := a.leftovers.remove(a.record, a.guard.Status())
 		if removed {
 			a.log.Info("removed what an enforcing agent had put in place")
 		}
-		if err != nil && err.Error() != logged {
+		if logged.isNew(err) {
 			a.log.Error("can't remove what an enforcing agent put in place; it may still block pods; trying again", "error", err)
-		}
-		if logged = ""; err != nil {
-			logged = err.Error()
 		}
 		before := a.leftovers.found()
 		if now := a.leftovers.look(); !slices.Equal(before, now) {

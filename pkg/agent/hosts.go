@@ -35,21 +35,13 @@ type hosts struct {
 	place func() string
 	// list returns the node's pods; known is false as long as nobody has said.
 	list func() (all []pods.Pod, known bool)
-	wake chan struct{}
+	waker
 
 	since map[string]time.Time // by UID: since when a pod has been without a cgroup
 
 	mu      sync.Mutex
 	trouble error // why the list is not kept, nil if it is
 	begun   time.Time
-}
-
-// Wake never blocks.
-func (h *hosts) Wake() {
-	select {
-	case h.wake <- struct{}{}:
-	default:
-	}
 }
 
 // run keeps the list until ctx ends.
@@ -84,7 +76,7 @@ func (h *hosts) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-h.wake:
+		case <-h.waker:
 		case <-time.After(again):
 		}
 	}

@@ -18,7 +18,7 @@ func TestUnlisted(t *testing.T) {
 	for mode, tells := range map[policy.HostNetwork]bool{policy.Block: true, policy.Audit: false} {
 		synctest.Test(t, func(t *testing.T) {
 			h := &hosts{
-				mode: mode, resync: 10 * time.Second, log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1),
+				mode: mode, resync: 10 * time.Second, log: slog.New(slog.DiscardHandler), waker: newWaker(),
 				place: func() string { return "" }, // there is no layer
 				list:  func() ([]pods.Pod, bool) { return nil, true },
 			}

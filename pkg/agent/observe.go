@@ -16,19 +16,11 @@ import (
 
 // observer wakes the goroutine of agent.observe.
 type observer struct {
-	wake    chan struct{}
+	waker
 	backend string // as exported last
 }
 
-func newObserver() *observer { return &observer{wake: make(chan struct{}, 1)} }
-
-// Wake never blocks.
-func (o *observer) Wake() {
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
-}
+func newObserver() *observer { return &observer{waker: newWaker()} }
 
 // observe reports after looks until ctx ends.
 func (a *agent) observe(ctx context.Context) {
@@ -42,7 +34,7 @@ func (a *agent) observe(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.observer.wake:
+		case <-a.observer.waker:
 		case <-timer.C:
 		}
 		a.exportBackend()

@@ -145,14 +145,21 @@ func TestAuditOnly(t *testing.T) {
 	w.must(imds.IPv6, layer.Auditing, "")
 }
 
-// In audit mode the beginnings of requests are shown, of both families; answers and other requests never are.
-func TestRequests(t *testing.T) {
-	t.Parallel()
+// newAudited is a world in audit mode.
+func newAudited(t *testing.T) *world {
+	t.Helper()
 	w := newWorld(t)
 	w.policy = w.policy.WithMode(policy.AuditOnly)
 	for _, f := range imds.Families {
 		w.repair(f)
 	}
+	return w
+}
+
+// In audit mode the beginnings of requests are shown, of both families; answers and other requests never are.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	w := newAudited(t)
 	shown := gather(w, func(ctx context.Context, add func(string)) error {
 		return FollowRequests(ctx, func(by Asker, beginning []byte) { add(fmt.Sprint(by.Second, " ", string(beginning))) })
 	})
@@ -175,11 +182,7 @@ func TestRequests(t *testing.T) {
 // An SDK asks for a token and for what it wants within a millisecond. All of it is shown, and then one request a millisecond at most.
 func TestRequestsInARow(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.policy = w.policy.WithMode(policy.AuditOnly)
-	for _, f := range imds.Families {
-		w.repair(f)
-	}
+	w := newAudited(t)
 	shown := gather(w, func(ctx context.Context, add func(string)) error {
 		return FollowRequests(ctx, func(_ Asker, beginning []byte) {
 			line, _, _ := strings.Cut(string(beginning), "\r\n")
@@ -210,9 +213,7 @@ func TestRequestsInARow(t *testing.T) {
 // count that was made anew is told from the one before, whatever it stands at.
 func TestNotCounted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.policy = w.policy.WithMode(policy.AuditOnly)
-	w.repair(imds.IPv4)
+	w := newAudited(t)
 	shown := gather(w, func(ctx context.Context, add func(string)) error {
 		return FollowRequests(ctx, func(by Asker, _ []byte) { add(fmt.Sprint(by.Second)) })
 	})

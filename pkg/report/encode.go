@@ -13,6 +13,26 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
+// CheckOutput finds what is wrong with a flag --output.
+func CheckOutput(output string) error {
+	switch output {
+	case "text", "json", "yaml":
+		return nil
+	}
+	return fmt.Errorf("--output: %q is none; use text, json or yaml", output)
+}
+
+// Write writes a value as the flag --output says; text does it for a person.
+func Write(w io.Writer, output string, value any, text func(io.Writer) error) error {
+	switch output {
+	case "json":
+		return WriteJSON(w, value)
+	case "yaml":
+		return WriteYAML(w, value)
+	}
+	return text(w)
+}
+
 // WriteJSON writes a Node, or what holds some. What json leaves as it is, and a terminal might obey, becomes an escape of JSON's
 // own.
 func WriteJSON(w io.Writer, value any) error {

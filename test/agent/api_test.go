@@ -7,8 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -17,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 
+	"github.com/imds-guard/imds-guard/internal/testapi"
 	"github.com/imds-guard/imds-guard/internal/testnode"
 )
 
@@ -41,17 +40,13 @@ func newAPI(t *testing.T, n *node) *api {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/v1/pods", s.serve)
 	mux.HandleFunc("POST /api/v1/namespaces/{namespace}/events", s.event)
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write([]byte(`{"kind":"Node","apiVersion":"v1","metadata":{"name":"n"}}`))
-	})
-	address := "127.0.0.1:6443"
+	mux.HandleFunc("/", testapi.Node)
 	s.listen = func() {
 		t.Helper()
 		var l net.Listener
 		eventually(t, "the API server listens", func() (ok bool) {
 			var err error
-			l, err = n.Host().Listen("tcp", address)
+			l, err = n.Host().Listen("tcp", testapi.Address)
 			return err == nil
 		})
 		server := &http.Server{Handler: s.keep(mux)}
@@ -61,10 +56,8 @@ func newAPI(t *testing.T, n *node) *api {
 		go server.Serve(l)
 	}
 	t.Cleanup(s.stop)
-	s.kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
-	err := os.WriteFile(s.kubeconfig, []byte("clusters: [{name: c, cluster: {server: http://"+address+"}}]\n"+
-		"contexts: [{name: x, context: {cluster: c}}]\ncurrent-context: x\n"), 0o600)
-	if err != nil {
+	var err error
+	if s.kubeconfig, err = testapi.WriteKubeconfig(t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -101,9 +94,7 @@ func (s *api) serve(w http.ResponseWriter, r *http.Request) {
 	case q.Get("fieldSelector") != "spec.nodeName=n":
 		http.Error(w, "only the pods of the node are anybody's business", http.StatusForbidden)
 	case q.Get("sendInitialEvents") != "":
-		w.WriteHeader(http.StatusUnprocessableEntity)
-		_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure",
-			Reason: metav1.StatusReasonInvalid, Code: http.StatusUnprocessableEntity})
+		testapi.RefuseStreaming(w)
 	case q.Get("watch") == "":
 		s.mu.Lock()
 		defer s.mu.Unlock()

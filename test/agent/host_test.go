@@ -5,10 +5,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/imds-guard/imds-guard/internal/testapi"
 )
 
-// podUID makes up a UID.
-func podUID(i int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i) }
+func podUID(i int) string { return testapi.PodUID(i) }
 
 // podCgroup is the cgroup of a container of a burstable pod, by the systemd driver.
 func podCgroup(uid string) string {

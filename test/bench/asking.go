@@ -11,10 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/imds-guard/imds-guard/internal/testapi"
 	"github.com/imds-guard/imds-guard/internal/testnode"
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
@@ -147,7 +147,7 @@ func askFlood(ctx context.Context, n *node, a *agent, pods int) (rows []row, err
 	}
 	cpu, during, err := used(func() error {
 		for i := range pods {
-			if _, err := n.SocketCallsBy(podCgroup(i), n.pod.Namespace, repeat(floodAttempt, 10)...); err != nil {
+			if _, err := n.SocketCallsBy(podCgroup(i), n.pod.Namespace, slices.Repeat([]string{floodAttempt}, 10)...); err != nil {
 				return err
 			}
 		}
@@ -161,7 +161,7 @@ func askFlood(ctx context.Context, n *node, a *agent, pods int) (rows []row, err
 		result: fmt.Sprintf("%s (in %.0f s, with what the agent uses otherwise)", milliseconds(cpu*1000/time.Duration(10*pods)), during.Seconds()),
 	})
 	cpu, during, err = used(func() error {
-		_, err := n.SocketCallsBy(podCgroup(0), n.pod.Namespace, repeat("timed-connect 169.254.169.254:80", 10)...)
+		_, err := n.SocketCallsBy(podCgroup(0), n.pod.Namespace, slices.Repeat([]string{"timed-connect 169.254.169.254:80"}, 10)...)
 		return err
 	})
 	if err != nil {
@@ -175,16 +175,7 @@ func askFlood(ctx context.Context, n *node, a *agent, pods int) (rows []row, err
 	}), nil
 }
 
-func repeat(call string, n int) (calls []string) {
-	for range n {
-		calls = append(calls, call)
-	}
-	return calls
-}
-
-func podUID(i int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i) }
-
-func podCgroup(i int) string { return "burstable/pod" + podUID(i) + "/container" }
+func podCgroup(i int) string { return "burstable/pod" + testapi.PodUID(i) + "/container" }
 
 // standIn is an API server that knows some pods, and notes when it is told of an event.
 type standIn struct {
@@ -202,7 +193,7 @@ func startAPI(n *node, pods int) (*standIn, error) {
 	list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, ListMeta: metav1.ListMeta{ResourceVersion: "1"}}
 	for i := range pods {
 		list.Items = append(list.Items, corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-			Namespace: "default", Name: fmt.Sprint("pod-", i), UID: types.UID(podUID(i)), ResourceVersion: "1",
+			Namespace: "default", Name: fmt.Sprint("pod-", i), UID: types.UID(testapi.PodUID(i)), ResourceVersion: "1",
 		}})
 	}
 	s := &standIn{events: map[int]time.Time{}}
@@ -210,10 +201,8 @@ func startAPI(n *node, pods int) (*standIn, error) {
 	mux.HandleFunc("GET /api/v1/pods", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		switch q := r.URL.Query(); {
-		case q.Get("sendInitialEvents") != "": // it knows no streaming of lists
-			w.WriteHeader(http.StatusUnprocessableEntity)
-			_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure",
-				Reason: metav1.StatusReasonInvalid, Code: http.StatusUnprocessableEntity})
+		case q.Get("sendInitialEvents") != "":
+			testapi.RefuseStreaming(w)
 		case q.Get("watch") != "":
 			w.WriteHeader(http.StatusOK)
 			_ = http.NewResponseController(w).Flush()
@@ -229,13 +218,8 @@ func startAPI(n *node, pods int) (*standIn, error) {
 		w.WriteHeader(http.StatusCreated)
 		_, _ = w.Write([]byte(`{"kind":"Event","apiVersion":"v1","metadata":{"name":"e","namespace":"default"}}`))
 	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write([]byte(`{"kind":"Node","apiVersion":"v1","metadata":{"name":"n"}}`))
-	})
-	const address = "127.0.0.1:6443"
-	var listener net.Listener
-	listener, err := n.Host().Listen("tcp", address)
+	mux.HandleFunc("/", testapi.Node)
+	listener, err := n.Host().Listen("tcp", testapi.Address)
 	if err != nil {
 		return nil, err
 	}
@@ -244,10 +228,7 @@ func startAPI(n *node, pods int) (*standIn, error) {
 	if s.directory, err = os.MkdirTemp("", "imds-guard-bench"); err != nil {
 		return nil, errors.Join(err, s.server.Close())
 	}
-	s.kubeconfig = filepath.Join(s.directory, "kubeconfig")
-	err = os.WriteFile(s.kubeconfig, []byte("clusters: [{name: c, cluster: {server: http://"+address+"}}]\n"+
-		"contexts: [{name: x, context: {cluster: c}}]\ncurrent-context: x\n"), 0o600)
-	if err != nil {
+	if s.kubeconfig, err = testapi.WriteKubeconfig(s.directory); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -265,7 +246,7 @@ func (s *standIn) note(body []byte, pods int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range pods {
-		if _, known := s.events[i]; !known && bytes.Contains(body, []byte(podUID(i))) {
+		if _, known := s.events[i]; !known && bytes.Contains(body, []byte(testapi.PodUID(i))) {
 			s.events[i] = at
 		}
 	}
