@@ -338,9 +338,7 @@ func TestTwoAgentsWithDifferentInterfaces(t *testing.T) {
 		})
 	}
 	n.mustBeBlocked(variants[0])
-	if !a.ready() {
-		t.Error("not ready")
-	}
+	eventually(t, "the first is ready", a.ready)
 }
 
 // An agent in another network namespace that shares /run is no reason for cleanup to refuse.

@@ -60,7 +60,8 @@ func testMain(m *testing.M) int {
 // the time that something took.
 const deadline = 60 * time.Second
 
-// eventually waits until f is true.
+// eventually waits until f is true. What the agent says of its state is always waited for: on a busy machine a look may come so
+// late that what the last one read is out of date, and that is no fault.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for start := time.Now(); !f(); time.Sleep(20 * time.Millisecond) {

@@ -255,9 +255,7 @@ func TestBesideTheVPCCNI(t *testing.T) {
 					t.Errorf("the node itself is not served: %v", err)
 				}
 			}
-			if !a.ready() || a.metric("imds_guard_degraded") != 0 {
-				t.Error("beside the CNI's rules the layer is not said to be in force")
-			}
+			eventually(t, "beside the CNI's rules the layer is in force", func() bool { return a.ready() && a.metric("imds_guard_degraded") == 0 })
 			a.kill()
 			if code, _, stderr := n.guard("cleanup"); code != 0 {
 				t.Fatalf("cleanup ends with %d: %s", code, stderr)

@@ -99,9 +99,7 @@ for i in $(seq 1000); do printf 'link add eni%%011x type veth peer name p%%d net
 	if added != 1001 || removed != 1000 {
 		t.Errorf("%v added, %v removed", added, removed)
 	}
-	if !a.ready() {
-		t.Error("not ready after the storm")
-	}
+	eventually(t, "the agent is ready after the storm", a.ready)
 }
 
 // A new pod-side interface makes the loop look at the rules. Here nothing else can: the edit does not show otherwise.
