@@ -1,6 +1,6 @@
 // Package metrics exports what the keepers and the watchers saw, and answers the kubelet's probes.
 //
-// The names are a contract with dashboards and alerts; docs/operations.md explains each. Every label value that can be
+// The names are a contract with dashboards and alerts; docs/reference/metrics.md explains each. Every label value that can be
 // known beforehand exists at zero from the start, so that rate() and alerts work from the first scrape on.
 package metrics
 

@@ -21,6 +21,8 @@ import (
 	"github.com/imds-guard/imds-guard/internal/testnode"
 )
 
+const metricsFile = "../../docs/reference/metrics.md"
+
 // foreign are the metrics of kube-state-metrics that alerts and dashboard use; there is none here.
 var foreign = []string{"kube_node_info", "kube_node_status_condition", "kube_daemonset_status_desired_number_scheduled"}
 
@@ -276,7 +278,7 @@ func (p prometheus) testAlerts() {
 // the values of a label, they are all.
 func (p prometheus) testDocumented() {
 	p.t.Helper()
-	text := readFile(p.t, operationsFile)
+	text := readFile(p.t, metricsFile)
 	var documented, exposed []string
 	valued := map[string]bool{}
 	for _, row := range rows.FindAllStringSubmatch(text, -1) {
@@ -310,9 +312,17 @@ func (p prometheus) testDocumented() {
 			exposed = append(exposed, label)
 		}
 	}
-	for _, name := range ours.FindAllString(text, -1) {
-		if name = suffixes.ReplaceAllString(name, ""); !slices.Contains(exposed, name) {
-			p.t.Errorf("%s speaks of %s, which the agent does not have", operationsFile, name)
+	for _, pattern := range []string{"../../docs/*.md", "../../docs/*/*.md"} {
+		pages, err := filepath.Glob(pattern)
+		if err != nil || len(pages) == 0 {
+			p.t.Fatalf("there is no %s: %v", pattern, err)
+		}
+		for _, page := range pages {
+			for _, name := range ours.FindAllString(readFile(p.t, page), -1) {
+				if name = suffixes.ReplaceAllString(name, ""); !slices.Contains(exposed, name) {
+					p.t.Errorf("%s speaks of %s, which the agent does not have", page, name)
+				}
+			}
 		}
 	}
 	slices.Sort(exposed)
@@ -320,12 +330,12 @@ func (p prometheus) testDocumented() {
 	exposed, documented = slices.Compact(exposed), slices.Compact(documented)
 	for _, line := range exposed {
 		if !slices.Contains(documented, line) {
-			p.t.Errorf("the agent has %s, and the table of %s does not", line, operationsFile)
+			p.t.Errorf("the agent has %s, and the table of %s does not", line, metricsFile)
 		}
 	}
 	for _, line := range documented {
 		if !slices.Contains(exposed, line) {
-			p.t.Errorf("the table of %s has %s, and the agent does not", operationsFile, line)
+			p.t.Errorf("the table of %s has %s, and the agent does not", metricsFile, line)
 		}
 	}
 }
