@@ -52,6 +52,6 @@ for version in "$@"; do
   booted+=($!)
 done
 for pid in "${booted[@]}"; do wait "$pid" || failed=1; done
-# What failed once more, at the end: the agents' logs come after it.
+# Repeats what failed, which the agents' logs would bury.
 ((!failed)) || grep -h -e '--- FAIL' -e '_test.go:' "$logs"/* || true
 exit $failed
