@@ -9,7 +9,7 @@ import "github.com/spf13/cobra"
 func newPause() *cobra.Command {
 	return &cobra.Command{
 		Use:    "pause",
-		Short:  "Does nothing until it is stopped; for the DaemonSet that cleans up",
+		Short:  "Do nothing until stopped; for the cleanup DaemonSet",
 		Args:   cobra.NoArgs,
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -27,7 +27,7 @@ func newRun() *cobra.Command {
 	options := config.NewOptions()
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "The agent: enforce, watch, export; stops on SIGTERM, and the rules stay",
+		Short: "Run the agent: enforce, watch, export metrics; on SIGTERM it stops and leaves the rules in place",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := limits.Prepare(); err != nil {
@@ -78,14 +78,14 @@ func checkFiles(c config.Config) error {
 	if _, err := node.LoadConfig(c.Kubeconfig); err != nil && c.Kubeconfig != "" {
 		errs = append(errs, fmt.Errorf("--kubeconfig: reading %s: %w", c.Kubeconfig, err))
 	} else if err != nil && c.Kubernetes == config.On {
-		errs = append(errs, fmt.Errorf("--kubernetes: on needs a pod with a token, or --kubeconfig; else use off: %w", err))
+		errs = append(errs, fmt.Errorf("--kubernetes: on needs a pod with a service account token, or --kubeconfig; otherwise use off: %w", err))
 	}
 	if c.NodeName == "" && c.Kubernetes == config.On {
-		errs = append(errs, errors.New("--node-name: on needs it; give it, or set NODE_NAME to the pod's spec.nodeName"))
+		errs = append(errs, errors.New("--node-name: --kubernetes=on needs it; give it, or set NODE_NAME to the pod's spec.nodeName"))
 	}
 	for _, problem := range validation.IsDNS1123Subdomain(c.NodeName) {
 		if c.NodeName != "" {
-			errs = append(errs, fmt.Errorf("--node-name: %q (or NODE_NAME) is no name of a node: %s", c.NodeName, problem))
+			errs = append(errs, fmt.Errorf("--node-name: %q (or NODE_NAME) is not a valid node name: %s", c.NodeName, problem))
 		}
 	}
 	return errors.Join(errs...)

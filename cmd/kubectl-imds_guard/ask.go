@@ -101,9 +101,9 @@ func (a *api) ask(ctx context.Context, t target, limit time.Duration) (report.No
 	case errors.Is(err, os.ErrDeadlineExceeded): // the socket has the same deadline, and may be the first to notice
 		return report.Node{}, errLate
 	case errors.As(err, &exit):
-		return report.Node{}, fmt.Errorf("`imds-guard report` ended with exit code %d: %s", exit.Code, stderr.lastLine())
+		return report.Node{}, fmt.Errorf("`imds-guard report` exited with code %d: %s", exit.Code, stderr.lastLine())
 	case refused(err):
-		return report.Node{}, fmt.Errorf("you need the rights to get and create pods/exec in namespace %s: %w", a.namespace, err)
+		return report.Node{}, fmt.Errorf("you need permission to get and create pods/exec in namespace %s: %w", a.namespace, err)
 	case err != nil:
 		return report.Node{}, fmt.Errorf("running `imds-guard report` in pod %s: %w", t.pod, err)
 	}
@@ -114,10 +114,10 @@ func (a *api) ask(ctx context.Context, t target, limit time.Duration) (report.No
 func parse(node string, answer []byte) (report.Node, error) {
 	var n report.Node
 	if err := json.Unmarshal(answer, &n); err != nil {
-		return report.Node{}, fmt.Errorf("its answer is no report: %w", err)
+		return report.Node{}, fmt.Errorf("its answer is not a report: %w", err)
 	}
 	if n.Mode == "" {
-		return report.Node{}, errors.New("its answer is no report: it has no mode")
+		return report.Node{}, errors.New("its answer is not a report: it has no mode")
 	}
 	n.Node = node
 	return n, nil

@@ -28,7 +28,7 @@ func newCluster() *cluster {
 }
 
 func (c *cluster) addTo(flags *pflag.FlagSet) {
-	flags.StringVar(&c.files.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "`file` that says how to reach the cluster")
+	flags.StringVar(&c.files.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "kubeconfig `file` for reaching the cluster")
 	flags.StringVarP(&c.namespace, clientcmd.FlagNamespace, "n", "imds-guard", "namespace of the agents")
 	names := clientcmd.RecommendedConfigOverrideFlags("")
 	names.ContextOverrideFlags.Namespace = clientcmd.FlagInfo{}
@@ -63,11 +63,11 @@ func (c *cluster) connect() (*api, error) {
 	}
 	core, err := corev1.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client of the API server: %w", err)
+		return nil, fmt.Errorf("making a client for the API server: %w", err)
 	}
 	meta, err := metadata.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client of the API server: %w", err)
+		return nil, fmt.Errorf("making a client for the API server: %w", err)
 	}
 	return &api{config, core, meta, c.namespace}, nil
 }

@@ -34,9 +34,9 @@ type advised struct {
 func newReport(c *cluster) *cobra.Command {
 	return newAsk(c, &cobra.Command{
 		Use:   "report",
-		Short: "Which workloads ask for the endpoint, for what, and what to do about each",
-		Long: "Which workloads ask for the endpoint, for what, and what to do about each. Exit code 0: every node has answered;\n" +
-			"1: one has not, or nothing could be asked; 2: wrong usage.",
+		Short: "Show which workloads ask for the endpoint, for what, and what to do about each",
+		Long: "Shows which workloads ask for the endpoint, for what, and what to do about each. Exit code 0: every node answered;\n" +
+			"1: at least one did not, or none could be asked; 2: wrong usage.",
 	}, func(w io.Writer, nodes []report.Node) error {
 		return report.WriteText(w, nodes, report.Merge(nodes))
 	}, func(d *document) {
@@ -50,9 +50,9 @@ func newReport(c *cluster) *cobra.Command {
 func newStatus(c *cluster) *cobra.Command {
 	return newAsk(c, &cobra.Command{
 		Use:   "status",
-		Short: "Which nodes are protected, and by which layers",
-		Long: "Which nodes are protected, and by which layers. Exit code 0: every node has answered, protected or not; 1: one has\n" +
-			"not, or nothing could be asked; 2: wrong usage.",
+		Short: "Show which nodes are protected, and by which layers",
+		Long: "Shows which nodes are protected, and by which layers. Exit code 0: every node answered, protected or not; 1: at least\n" +
+			"one did not, or none could be asked; 2: wrong usage.",
 	}, report.WriteStatus, func(*document) {})
 }
 
@@ -69,10 +69,10 @@ type asking struct {
 func (o asking) check() error {
 	errs := []error{report.CheckOutput(o.output)}
 	if o.parallel < 1 {
-		errs = append(errs, fmt.Errorf("--parallel: %d asks nobody; use 1 or more", o.parallel))
+		errs = append(errs, fmt.Errorf("--parallel: %d would ask no node; use 1 or more", o.parallel))
 	}
 	if o.timeout <= 0 {
-		errs = append(errs, fmt.Errorf("--timeout: %s leaves no time; use some seconds, such as 5s", o.timeout))
+		errs = append(errs, fmt.Errorf("--timeout: %s leaves no time to answer; use a few seconds, such as 5s", o.timeout))
 	}
 	return errors.Join(errs...)
 }
@@ -83,9 +83,9 @@ func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) 
 	var o asking
 	flags := cmd.Flags()
 	flags.StringVarP(&o.output, "output", "o", "text", "text, json or yaml")
-	flags.StringVar(&o.node, "node", "", "ask this `node` alone")
-	flags.IntVar(&o.parallel, "parallel", 50, "how many nodes are asked at a time")
-	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "how long a node has for its answer")
+	flags.StringVar(&o.node, "node", "", "ask only this `node`")
+	flags.IntVar(&o.parallel, "parallel", 50, "how many nodes to ask at a time")
+	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "how long to wait for each node's answer")
 	cmd.Args = cobra.NoArgs
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := o.check(); err != nil {

@@ -35,14 +35,14 @@ func complain(cmd *cobra.Command, err error) {
 }
 
 func newRoot() *cobra.Command {
-	root := command.Root("kubectl-imds_guard", "Who asks for the EC2 instance metadata service, on all nodes of a cluster",
-		"Asks the imds-guard agents of all nodes, by running `imds-guard report` in their pods, and puts together what they\n"+
-			"say. It needs the rights to list pods and to get and create pods/exec in the agents' namespace; to list nodes, to notice\n"+
-			"those without an agent; and to get nodes, for --node.", "report")
+	root := command.Root("kubectl-imds_guard", "Shows who asks for the EC2 instance metadata service, on all nodes of a cluster",
+		"Asks the imds-guard agents on all nodes, by running `imds-guard report` in their pods, and merges their answers.\n"+
+			"You need permission to list pods and to get and create pods/exec in the agents' namespace; to list nodes, so that\n"+
+			"those without an agent are noticed; and to get nodes, for --node.", "report")
 	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl imds-guard"}
 	c := newCluster()
 	c.addTo(root.PersistentFlags())
 	root.AddCommand(newReport(c), newStatus(c),
-		command.Version(version, commit, "Version, commit, Go version, platform of this plugin; `status` has those of the agents"))
+		command.Version(version, commit, "Print the plugin's version, commit, Go version and platform; `status` shows those of the agents"))
 	return root
 }

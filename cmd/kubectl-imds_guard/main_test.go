@@ -93,14 +93,14 @@ func TestManyNodes(t *testing.T) {
 			want[node] = "no answer within "
 		case i%100 == 11: // 5
 			s.addNode(node, says([]string{"", "no JSON", "{}", `{"mode":"audit"`, "\x00\xff"}[i/100]))
-			want[node] = "its answer is no report"
+			want[node] = "its answer is not a report"
 		case i%100 == 13: // 5
 			s.addNode(node, func(stdout, stderr io.Writer, _ <-chan struct{}) int {
 				fmt.Fprintln(stdout, "{}")
 				fmt.Fprint(stderr, "a line\nimds-guard: no agent runs here\n")
 				return 3
 			})
-			want[node] = "`imds-guard report` ended with exit code 3: imds-guard: no agent runs here"
+			want[node] = "`imds-guard report` exited with code 3: imds-guard: no agent runs here"
 		case i == 17:
 			s.addNode(node, func(stdout, _ io.Writer, _ <-chan struct{}) int {
 				for part := bytes.Repeat([]byte("x"), 1<<15); ; {
@@ -241,7 +241,7 @@ func TestExecForbidden(t *testing.T) {
 	s.addNode("a", nil)
 	code, stdout, _ := plugin(t, s.start(t), "report", "-o", "json")
 	why := reasons(parseJSON(t, stdout))["a"]
-	if code != command.Failed || !strings.HasPrefix(why, "you need the rights to get and create pods/exec in namespace imds-guard: ") {
+	if code != command.Failed || !strings.HasPrefix(why, "you need permission to get and create pods/exec in namespace imds-guard: ") {
 		t.Errorf("code %d: %s", code, stdout)
 	}
 }
@@ -360,12 +360,12 @@ func TestUsage(t *testing.T) {
 		{[]string{"repotr"}, command.Usage, "unknown command"},
 		{[]string{"report", "node-1"}, command.Usage, "unknown command"},
 		{[]string{"report", "--nodes"}, command.Usage, "--nodes"},
-		{[]string{"report", "-o", "xml"}, command.Usage, `--output: "xml" is none; use text, json or yaml`},
-		{[]string{"report", "--parallel", "0"}, command.Usage, "--parallel: 0 asks nobody; use 1 or more"},
+		{[]string{"report", "-o", "xml"}, command.Usage, `--output: "xml" is not valid; use text, json or yaml`},
+		{[]string{"report", "--parallel", "0"}, command.Usage, "--parallel: 0 would ask no node; use 1 or more"},
 		{[]string{"status", "--timeout", "0s"}, command.Usage, "--timeout: 0s leaves no time"},
 		{[]string{"report", "--context", "nowhere"}, command.Usage, "--context"},
 		{[]string{"report", "--kubeconfig", "/nowhere"}, command.Usage, "--kubeconfig"},
-		{[]string{"report", "-n", "empty"}, command.Failed, "name the right one by --namespace"},
+		{[]string{"report", "-n", "empty"}, command.Failed, "give the right one with --namespace"},
 		{[]string{"report", "--server", "http://127.0.0.1:1"}, command.Failed, "listing the agents' pods"},
 		{[]string{"version"}, command.OK, ""},
 	} {

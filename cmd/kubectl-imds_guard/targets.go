@@ -34,7 +34,7 @@ type target struct {
 }
 
 // errNodesUnseen comes beside targets: it is not known which nodes have no agent.
-var errNodesUnseen = errors.New("nodes without an agent go unnoticed, since you may not list nodes")
+var errNodesUnseen = errors.New("nodes without an agent are left out, because you are not allowed to list nodes")
 
 // targets are all nodes, or the named one, sorted. With errNodesUnseen there may be more.
 func (a *api) targets(ctx context.Context, only string) ([]target, error) {
@@ -56,7 +56,7 @@ func (a *api) targets(ctx context.Context, only string) ([]target, error) {
 		return nil, command.Fail(fmt.Errorf("listing nodes: %w", unseen))
 	}
 	if len(found) == 0 && only == "" {
-		return nil, command.Fail(fmt.Errorf("namespace %q has no pod of an agent (%s); name the right one by --namespace", a.namespace, agentLabel))
+		return nil, command.Fail(fmt.Errorf("namespace %q has no agent pods (%s); give the right one with --namespace", a.namespace, agentLabel))
 	}
 	for _, name := range nodes {
 		if _, known := found[name]; !known {

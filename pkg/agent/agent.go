@@ -82,7 +82,7 @@ func Run(ctx context.Context, c config.Config, b Build, log *slog.Logger) error 
 		wg.Go(func() { part(ctx) })
 	}
 	wg.Wait()
-	log.Info("stopped; the rules stay, only `imds-guard cleanup` removes them")
+	log.Info("stopped; the rules stay in place, only `imds-guard cleanup` removes them")
 	return nil
 }
 
@@ -93,7 +93,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	}
 	recorded, err := record.Backend()
 	if err != nil {
-		log.Warn("the backend that was used last is not known; choosing one anew", "error", err)
+		log.Warn("can't tell which backend was used last; choosing one again", "error", err)
 	}
 	layers, selector, err := newLayers(c, recorded)
 	if err != nil {
@@ -259,12 +259,12 @@ func (a *agent) linksChanged() {
 func (a *agent) bypassesChanged(before, now datapath.Found) {
 	switch {
 	case now.Err != nil:
-		a.log.Warn("whether pods' packets go past FORWARD is not known", "error", now.Err)
+		a.log.Warn("it is not known whether pods' packets bypass FORWARD", "error", now.Err)
 	case len(now.Ways) > 0:
-		a.log.Warn("pods' packets go past FORWARD: there only the layer cgroup keeps them from the endpoint, and no raw frames (AF_PACKET)",
+		a.log.Warn("pods' packets bypass FORWARD; there, only the cgroup layer keeps them from the endpoint, and raw frames (AF_PACKET) are not stopped",
 			"ways", now.Ways)
 	case before.Err != datapath.ErrNotSearched:
-		a.log.Info("no way of pods' packets past FORWARD is seen")
+		a.log.Info("pods' packets are not seen to bypass FORWARD")
 	}
 	a.observer.Wake()
 }
@@ -283,13 +283,13 @@ func (a *agent) wakeLayer(name string) func(changed ...imds.Family) {
 func (a *agent) lost(watcher string) func(error) {
 	return func(err error) {
 		a.metrics.Lost(watcher)
-		a.log.Warn("a watcher may have missed something; looking at everything again", "watcher", watcher, "error", err)
+		a.log.Warn("a watcher may have missed a change; checking everything again", "watcher", watcher, "error", err)
 		a.wake()
 	}
 }
 
 func (a *agent) backendChanged(from, to rules.Backend) {
-	a.log.Warn("the node's agents use another iptables backend now; following them", "from", from, "to", to)
+	a.log.Warn("the node's other agents now use a different iptables backend; following them", "from", from, "to", to)
 	a.wakeLayer(rules.LayerName)() // the hint was in one family's tables
 }
 

@@ -201,10 +201,10 @@ func TestCoverage(t *testing.T) {
 
 // A node without pods is no proof that pods are covered, and the text says so.
 func TestCheckOfNoPods(t *testing.T) {
-	if text := (Check{}).String(); !strings.Contains(text, "no pod is known here") {
+	if text := (Check{}).String(); !strings.Contains(text, "no pod interface was found") {
 		t.Errorf("it says\n%s", text)
 	}
-	if text := (Check{Interfaces: CheckLinks{PodSide: 1}}).String(); strings.Contains(text, "no pod is known here") {
+	if text := (Check{Interfaces: CheckLinks{PodSide: 1}}).String(); strings.Contains(text, "no pod interface was found") {
 		t.Errorf("with a pod it says\n%s", text)
 	}
 }

@@ -166,9 +166,9 @@ func (a *asking) keep(now time.Time) error {
 // tell says of a pod that it asks.
 func (a *asking) tell(n attempts.News) {
 	if n.Log {
-		message := "a pod asks for the metadata service, and is refused"
+		message := "a pod asked for the metadata service and was refused"
 		if n.Verdict == cgroup.Audited {
-			message = "a pod asks for the metadata service, and would be refused"
+			message = "a pod asked for the metadata service and would have been refused"
 		}
 		a.line(n.Known, message, "uid", n.UID, "commands", n.Commands)
 	}

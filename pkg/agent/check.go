@@ -178,15 +178,15 @@ func (c Check) String() string {
 		fmt.Fprintf(&b, "note           %s\n", reason)
 	}
 	i := c.Interfaces
-	fmt.Fprintf(&b, "interfaces     %d pod-side, %d covered by nothing\n", i.PodSide, len(i.Uncovered))
+	fmt.Fprintf(&b, "interfaces     %d pod-side, %d not covered\n", i.PodSide, len(i.Uncovered))
 	if i.PodSide == 0 && i.Error == "" && !c.status.AnyInterface {
-		b.WriteString("               no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one\n")
+		b.WriteString("               no pod interface was found: if pods run here, it is not known whether a rule covers them; test from inside one\n")
 	}
 	for _, name := range i.Uncovered {
 		fmt.Fprintf(&b, "               %s: %s\n", name, ifwatch.Fix(name))
 	}
 	for _, name := range i.Tunnels {
-		fmt.Fprintf(&b, "               %s: a tunnel is a way in: what a pod sends to the node in it is forwarded; %s\n", name, ifwatch.Fix(name))
+		fmt.Fprintf(&b, "               %s: packets that a pod sends to the node inside this tunnel are forwarded, and no rule covers them; %s\n", name, ifwatch.Fix(name))
 	}
 	if i.Error != "" {
 		fmt.Fprintf(&b, "               %s\n", i.Error)

@@ -49,9 +49,9 @@ func (a *agent) connect(ctx context.Context, b Build) {
 	if !UsesAPI(c) {
 		return
 	}
-	const without = "the Kubernetes API can't be used; going on without it, the rules are not affected"
+	const without = "the Kubernetes API can't be used; continuing without it, the rules are not affected"
 	if c.NodeName == "" {
-		a.log.Warn(without, "error", "--node-name: nobody gave it; set NODE_NAME to the pod's spec.nodeName")
+		a.log.Warn(without, "error", "--node-name: it is not set; set NODE_NAME to the pod's spec.nodeName")
 		return
 	}
 	klog.SetSlogLogger(slog.New(debug{a.log.Handler()}))

@@ -251,10 +251,10 @@ func TestConnect(t *testing.T) {
 		says      string
 	}{
 		{"not wanted", config.Config{Kubernetes: config.Off, NodeName: "n"}, false, ""},
-		{"no name", config.Config{Kubernetes: config.On}, false, "--node-name: nobody gave it"},
+		{"no name", config.Config{Kubernetes: config.On}, false, "--node-name: it is not set"},
 		{"not in a pod", config.Config{Kubernetes: config.On, NodeName: "n"}, false, "unable to load in-cluster configuration"},
 		{"a server that is none", config.Config{Kubernetes: config.On, NodeName: "n",
-			Kubeconfig: file(strings.Replace(kubeconfig, "SERVER", "http://[::1", 1))}, false, "going on without it"},
+			Kubeconfig: file(strings.Replace(kubeconfig, "SERVER", "http://[::1", 1))}, false, "continuing without it"},
 		{"all there", config.Config{Kubernetes: config.On, NodeName: "n",
 			Kubeconfig: file(strings.Replace(kubeconfig, "SERVER", "https://127.0.0.1:1", 1))}, true, ""},
 	} {
@@ -418,7 +418,7 @@ func TestRememberBesideACleanup(t *testing.T) {
 	remembering(t, dir, patternOf(t, "eni+"), time.Second, func(record rules.Record, log *lockedLog) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if patterns, err := record.Patterns(); err != nil || patterns != nil || !strings.Contains(log.String(), "a cleanup runs") {
+		if patterns, err := record.Patterns(); err != nil || patterns != nil || !strings.Contains(log.String(), "a cleanup is running") {
 			t.Errorf("recorded %v, %v; the log is\n%s", patterns, err, log)
 		}
 	})

@@ -48,7 +48,7 @@ type hosts struct {
 func (h *hosts) run(ctx context.Context) {
 	if h.mode == policy.Allow {
 		if err := cgroup.ForgetHosts(); err != nil {
-			h.log.Warn("what is left of a list of pods can't be removed", "error", err)
+			h.log.Warn("can't remove an old list of hostNetwork pods", "error", err)
 		}
 		return
 	}
@@ -68,7 +68,7 @@ func (h *hosts) run(ctx context.Context) {
 			again = min(again, hostsPause)
 		}
 		if err != nil && !early && (logged == nil || logged.Error() != err.Error()) {
-			h.log.Warn("the list of pods in the node's network can't be kept; trying again", "error", err)
+			h.log.Warn("can't keep the list of allowed hostNetwork pods up to date; trying again", "error", err)
 		}
 		if !early {
 			logged = err
@@ -82,7 +82,7 @@ func (h *hosts) run(ctx context.Context) {
 	}
 }
 
-var errNotListed = errors.New("the API server has not told yet which pods are on the node")
+var errNotListed = errors.New("the API server has not yet listed the pods on this node")
 
 // unlisted says why pods in the node's network are let through that were not to be, if that has lasted for a while, nil if they are
 // not.

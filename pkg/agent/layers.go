@@ -47,7 +47,7 @@ func newLayers(c config.Config, recorded rules.Backend) (layers []guard.Layer, s
 		case cgroup.LayerName:
 			newLayer = func(f imds.Family) guard.Layer { return cgroup.New(f, c.PodsCgroup) }
 		default:
-			return nil, nil, fmt.Errorf("making the layer %s: nobody knows how", name)
+			return nil, nil, fmt.Errorf("making the layer %s: there is no such layer", name)
 		}
 		for _, f := range imds.Families {
 			layers = append(layers, newLayer(f))

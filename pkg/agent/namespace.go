@@ -35,6 +35,6 @@ func outside(pod, host string, local func() []net.Addr) string {
 			return ""
 		}
 	}
-	return fmt.Sprintf("the pod's address %s is not the node's, %s: this is not the node's network namespace, and no rule here "+
-		"keeps a pod from anything; give the pod hostNetwork: true, and look for what takes it away", pod, host)
+	return fmt.Sprintf("the pod's address %s is not the node's, %s: this is not the node's network namespace, and rules in it "+
+		"block no pod; set hostNetwork: true on the pod, and find out what removes it", pod, host)
 }

@@ -107,7 +107,7 @@ func (a *agent) remember(ctx context.Context) {
 			err = a.record.Remember(a.config.Interfaces, a.selector.Current())
 		}
 		if err != nil && !reported {
-			a.log.Warn("recording what was installed failed; trying again, until then cleanup needs the same --interface flags",
+			a.log.Warn("recording what was installed failed; trying again; until then, cleanup needs the same --interface flags",
 				"error", err)
 		}
 		reported = err != nil

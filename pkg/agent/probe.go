@@ -107,7 +107,7 @@ func forward(f imds.Family, patterns []ifpattern.Pattern) (letThrough string, er
 	case seen.Answered:
 		return "the endpoint answered", nil
 	case seen.Left != "":
-		return "it left the node by " + seen.Left, nil
+		return "it left the node through " + seen.Left, nil
 	}
 	return "", err
 }
@@ -147,9 +147,9 @@ func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, a
 	case err != nil:
 		result.Result, result.Detail = probe.Error, err.Error()
 	case len(result.StoppedBy) == 0 && path == probe.PathUnnamed: // Linux 6.1 doesn't count what the sink swallows
-		result.Result, result.Detail = probe.Stopped, "it was not seen to leave the node"
+		result.Result, result.Detail = probe.Stopped, "it was not seen leaving the node"
 	case len(result.StoppedBy) == 0:
-		result.Result, result.Detail = probe.Error, "no layer has counted it, and it was not answered"
+		result.Result, result.Detail = probe.Error, "no layer counted it, and no answer came"
 	default:
 		result.Result = probe.Stopped
 	}

@@ -40,7 +40,7 @@ func TestProbeResult(t *testing.T) {
 	}{
 		{"stopped", []string{"iptables"}, "", nil, "forward ipv4 stopped by iptables"},
 		{"counted by two", []string{"iptables", "route"}, "", nil, "forward ipv4 stopped by iptables and route"},
-		{"nobody has counted it", nil, "", nil, "forward ipv4 error: no layer has counted it, and it was not answered"},
+		{"nobody has counted it", nil, "", nil, "forward ipv4 error: no layer counted it, and no answer came"},
 		{"answered", nil, "the endpoint answered", nil, "forward ipv4 answered: the endpoint answered"},
 		{"answered, and pods were stopped meanwhile", []string{"iptables"}, "it left", nil, "forward ipv4 answered by iptables: it left"},
 		{"answered, and not tidied up", nil, "it left", errors.New("no"), "forward ipv4 answered: it left"},
@@ -193,7 +193,7 @@ func TestProber(t *testing.T) {
 		if !slices.Equal(at, want) {
 			t.Errorf("probed at %v, want %v", at, want)
 		}
-		for line, n := range map[string]int{"is stopped": 2, "was let through": 1} {
+		for line, n := range map[string]int{"was stopped": 2, "was let through": 1} {
 			if got := strings.Count(log.String(), line); got != n {
 				t.Errorf("%d lines say that it %s, want %d:\n%s", got, line, n, &log)
 			}

@@ -42,7 +42,7 @@ type prober struct {
 // run probes until ctx ends. It begins by removing what a probe has left that was killed.
 func (p *prober) run(ctx context.Context) {
 	if _, err := probe.Cleanup(); err != nil {
-		p.log.Warn("what a probe has left can't be removed", "error", err)
+		p.log.Warn("can't remove what an earlier probe left behind", "error", err)
 	}
 	if p.interval == 0 {
 		return
@@ -91,11 +91,11 @@ func (p *prober) report(before, now []Probe) {
 		log := p.log.With("path", r.Path, "family", r.Family)
 		switch r.Result {
 		case probe.Answered:
-			log.Error("a packet of our own was let through: so are those of pods", "detail", r.Detail)
+			log.Error("a probe was let through, so pods' packets are too", "detail", r.Detail)
 		case probe.Error:
-			log.Warn("a packet of our own could not be sent, or nobody knows what became of it", "detail", r.Detail)
+			log.Warn("a probe could not be sent, or its outcome is unknown", "detail", r.Detail)
 		default:
-			log.Info("a packet of our own is stopped", "by", r.StoppedBy, "detail", r.Detail)
+			log.Info("a probe was stopped", "by", r.StoppedBy, "detail", r.Detail)
 		}
 	}
 }

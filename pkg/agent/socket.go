@@ -37,7 +37,7 @@ type answers struct {
 // run serves until ctx ends.
 func (s answers) run(ctx context.Context) {
 	subscription.Keep(ctx, s.serve, func(err error) {
-		s.log.Warn("reports can't be served; trying again", "error", err)
+		s.log.Warn("can't serve reports; trying again", "error", err)
 	})
 }
 
@@ -69,7 +69,7 @@ func (s answers) serve(ctx context.Context) error {
 		go func() {
 			defer func() { <-free }()
 			if err := s.answer(conn); err != nil {
-				s.log.Warn("refused or failed to answer a report", "error", err)
+				s.log.Warn("refused or failed to answer a report request", "error", err)
 			}
 		}()
 	}
@@ -80,7 +80,7 @@ func (s answers) answer(conn *net.UnixConn) error {
 	defer conn.Close()
 	uid, err := peer(conn)
 	if err != nil {
-		return fmt.Errorf("asking who asks: %w", err)
+		return fmt.Errorf("identifying the caller: %w", err)
 	}
 	if uid != 0 {
 		return fmt.Errorf("user %d is not root", uid)
@@ -117,7 +117,7 @@ func Ask(ctx context.Context, path string) (n report.Node, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	switch {
 	case errors.Is(err, unix.EACCES):
-		return n, errors.New("only root may ask the agent; run it as root")
+		return n, errors.New("only root may ask the agent; run this as root")
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED):
 		return n, ErrNoAgent
 	case err != nil:

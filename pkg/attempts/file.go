@@ -62,7 +62,7 @@ func (s state) check() error {
 		}
 	}
 	if s.Counters == nil || s.Pods == nil || s.Gone == nil {
-		return errors.New("it is not whole")
+		return errors.New("it is incomplete")
 	}
 	return nil
 }
@@ -80,7 +80,7 @@ func (l *Ledger) Save(file string) error {
 		l.mu.Lock()
 		l.changed = true
 		l.mu.Unlock()
-		return fmt.Errorf("keeping what was counted: %w", err)
+		return fmt.Errorf("saving what was counted: %w", err)
 	}
 	return nil
 }

@@ -21,7 +21,7 @@ import (
 // below the pods' directory; that it is not is an error. Of a kernel that doesn't run the family the error is EAFNOSUPPORT.
 func Ask(f imds.Family, directory string) (refused bool, err error) {
 	if err := isBelow(directory); err != nil {
-		return false, fmt.Errorf("asking %s as a pod would: %w", f, err)
+		return false, fmt.Errorf("probing %s as a pod would: %w", f, err)
 	}
 	const port = 80
 	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: port, Addr: f.Endpoint().Addr().As16()})
@@ -30,11 +30,11 @@ func Ask(f imds.Family, directory string) (refused bool, err error) {
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return false, fmt.Errorf("opening a socket of %s: %w", f, err)
+		return false, fmt.Errorf("opening an %s socket: %w", f, err)
 	}
 	defer unix.Close(fd)
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, probeMark); err != nil {
-		return false, fmt.Errorf("marking a socket of %s: %w", f, err)
+		return false, fmt.Errorf("marking an %s socket: %w", f, err)
 	}
 	switch err := unix.Connect(fd, to); {
 	case errors.Is(err, unix.EPERM):
@@ -42,7 +42,7 @@ func Ask(f imds.Family, directory string) (refused bool, err error) {
 	case err == nil || errors.Is(err, unix.EINPROGRESS):
 		return false, nil
 	default: // let through, by the programs at least, and then there was no route or the like
-		return false, fmt.Errorf("connecting a socket of %s: %w", f, err)
+		return false, fmt.Errorf("connecting an %s socket: %w", f, err)
 	}
 }
 
@@ -58,10 +58,10 @@ func isBelow(directory string) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("looking for its own cgroup: %w", err)
+		return fmt.Errorf("looking for this process's cgroup: %w", err)
 	}
 	if !found {
-		return fmt.Errorf("this process is in no cgroup below %s", directory)
+		return fmt.Errorf("this process is not in a cgroup below %s", directory)
 	}
 	return nil
 }

@@ -69,7 +69,7 @@ type Attempt struct {
 }
 
 // ErrNoMaps says that the layer has yet to be put in force: what it counts in is not there.
-var ErrNoMaps = errors.New("the maps of the layer cgroup are not there yet")
+var ErrNoMaps = errors.New("the maps of the cgroup layer do not exist yet")
 
 func openPinned(what, path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
@@ -84,7 +84,7 @@ func openPinned(what, path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
 
 // Counts returns who has asked. whole is false if somebody may be missing, because others asked meanwhile.
 func Counts() (counts []Count, whole bool, err error) {
-	m, err := openPinned("the count of attempts", attemptsPin(), attemptsSpec)
+	m, err := openPinned("the map of attempts", attemptsPin(), attemptsSpec)
 	if err != nil {
 		return nil, false, err
 	}
@@ -103,7 +103,7 @@ func Counts() (counts []Count, whole bool, err error) {
 	case errors.Is(err, ebpf.ErrIterationAborted):
 		return counts, false, nil
 	case err != nil:
-		return nil, false, fmt.Errorf("reading the count of attempts: %w", err)
+		return nil, false, fmt.Errorf("reading the map of attempts: %w", err)
 	}
 	return counts, true, nil
 }
@@ -120,7 +120,7 @@ func uptime() time.Duration {
 // FollowAttempts calls told with attempts as they are made, of each asker at most one a second, until ctx ends or the layer has made another
 // map for them.
 func FollowAttempts(ctx context.Context, told func(Attempt)) error {
-	return follow(ctx, "the news of attempts", newsPin(), newsSpec, func(raw []byte) {
+	return follow(ctx, "the ring buffer of attempts", newsPin(), newsSpec, func(raw []byte) {
 		if len(raw) == -event {
 			told(Attempt{askerOf(raw), unix.ByteSliceToString(raw[keySize:])})
 		}
@@ -136,7 +136,7 @@ func askerOf(raw []byte) Asker {
 // FollowRequests does the same with the beginnings of requests that somebody sends who is let through in audit mode alone; of each at most
 // requestsMost within requestsEvery. shown must not keep what it is given, which may hold secrets and is overwritten when it returns.
 func FollowRequests(ctx context.Context, shown func(by Asker, beginning []byte)) error {
-	return follow(ctx, "the beginnings of requests", beginningsPin(), beginningsSpec, func(raw []byte) {
+	return follow(ctx, "the ring buffer of requests", beginningsPin(), beginningsSpec, func(raw []byte) {
 		if len(raw) != shownHead+mostShown {
 			return
 		}

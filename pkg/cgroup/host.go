@@ -52,7 +52,7 @@ func (w wanted) hostCalls() asm.Instructions {
 // AllowHosts makes the pods in the node's network with these cgroups, by their ids, those that are let through; from then on others
 // are not. It reads back what it has written.
 func AllowHosts(ids []uint64) error {
-	m, err := openPinned("the list of pods in the node's network", allowedPin(), allowedSpec)
+	m, err := openPinned("the list of hostNetwork pods", allowedPin(), allowedSpec)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func AllowHosts(ids []uint64) error {
 			continue
 		}
 		if err := m.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("letting the pod with cgroup %d through no more: %w", id, err)
+			return fmt.Errorf("no longer letting the pod with cgroup %d through: %w", id, err)
 		}
 	}
 	have, err = entries(m)
@@ -84,7 +84,7 @@ func AllowHosts(ids []uint64) error {
 	}
 	for _, id := range want {
 		if _, there := have[id]; !there || len(have) != len(want) {
-			return errors.New("letting pods in the node's network through: somebody else writes to the list")
+			return errors.New("letting hostNetwork pods through: something else writes to the list")
 		}
 	}
 	return nil
@@ -92,7 +92,7 @@ func AllowHosts(ids []uint64) error {
 
 // HostsListed reports whether it was said which pods in the node's network are let through, since the node has booted.
 func HostsListed() (bool, error) {
-	m, err := openPinned("the list of pods in the node's network", allowedPin(), allowedSpec)
+	m, err := openPinned("the list of hostNetwork pods", allowedPin(), allowedSpec)
 	if err != nil {
 		return false, err
 	}
@@ -122,7 +122,7 @@ func entries(m *ebpf.Map) (map[uint64]uint64, error) {
 // ForgetHosts removes the list: where all pods are let through nobody keeps it, and it would be wrong the next time.
 func ForgetHosts() error {
 	if _, err := remove(allowedPin()); err != nil {
-		return fmt.Errorf("removing the list of pods in the node's network: %w", err)
+		return fmt.Errorf("removing the list of hostNetwork pods: %w", err)
 	}
 	return nil
 }

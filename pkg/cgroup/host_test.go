@@ -81,7 +81,7 @@ func TestHostNetwork(t *testing.T) {
 		w.calls(cgroup, imds.IPv4, "sent", "without a guard") // and makes the cgroups
 	}
 	w.host(policy.Block)
-	w.must(imds.IPv4, layer.Enforced, "which of them are to be is not known yet")
+	w.must(imds.IPv4, layer.Enforced, "it is not known yet which of them should be")
 	for _, f := range imds.Families {
 		w.calls(one, f, "sent", "before anybody has said who is let through")
 		w.mustAll(w.pod.Namespace, f, "EPERM", "a pod in its own network")
@@ -149,10 +149,10 @@ func TestHostMapsLost(t *testing.T) {
 	w.allow()
 	w.calls("pod1", imds.IPv4, "EPERM", "with the list")
 	for _, loss := range []struct{ how, detail string }{
-		{"rm " + allowedPin(), "the list of pods in the node's network is not pinned"},
+		{"rm " + allowedPin(), "the list of hostNetwork pods is not pinned"},
 		{"rm " + attemptsPin(), "the count of attempts is not pinned"},
 		{"rm " + newsPin(), "the news of attempts is not pinned"},
-		{"mv " + counterOf(imds.IPv6) + " " + allowedPin(), "the list of pods in the node's network is another map"},
+		{"mv " + counterOf(imds.IPv6) + " " + allowedPin(), "the list of hostNetwork pods is a different map"},
 	} {
 		w.sh("%s", loss.how)
 		w.must(imds.IPv4, layer.Missing, loss.detail)

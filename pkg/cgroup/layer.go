@@ -74,7 +74,7 @@ func (l *Layer) Look(p policy.Policy, _ func(why string)) layer.Finding {
 	case s.auditOnly:
 		r.State = layer.Auditing
 	case s.unlisted:
-		r.Detail = "pods in the node's network are let through: which of them are to be is not known yet"
+		r.Detail = "all hostNetwork pods are let through, because it is not known yet which of them should be"
 	}
 	for _, h := range hooksOf(l.family, s.auditOnly) {
 		if !slices.Contains(s.missing, h) {
@@ -94,7 +94,7 @@ func (l *Layer) read(p policy.Policy) (s seen, err error) {
 	defer at.Close()
 	for _, h := range hooksOf(l.family, true) {
 		if h.watches() && !s.auditOnly && isPinned(l.family, h) {
-			s.left, s.why = append(s.left, h), append(s.why, h.name+": it is of audit mode")
+			s.left, s.why = append(s.left, h), append(s.why, h.name+": it belongs to audit mode")
 		}
 	}
 	m, why := openMaps(l.family, s.host, s.auditOnly)
@@ -149,11 +149,11 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	}
 	// Programs of this kind need both, and CAP_SYS_ADMIN is both (kernel/bpf/syscall.c, bpf_prog_load).
 	if !own.Has(unix.CAP_SYS_ADMIN) && !(own.Has(unix.CAP_BPF) && own.Has(unix.CAP_NET_ADMIN)) {
-		return nil, impossible{errors.New("the agent has no CAP_BPF, or no CAP_NET_ADMIN")}
+		return nil, impossible{errors.New("the agent lacks CAP_BPF or CAP_NET_ADMIN")}
 	}
 	s.names = own.Has(unix.CAP_SYS_ADMIN) || own.Has(unix.CAP_PERFMON)
 	if s.node, err = nodeCookie(); errors.Is(err, unix.ENOPROTOOPT) {
-		return nil, impossible{errors.New("the kernel does not tell network namespaces apart (SO_NETNS_COOKIE, Linux 5.14)")}
+		return nil, impossible{errors.New("the kernel can't tell network namespaces apart (SO_NETNS_COOKIE, Linux 5.14)")}
 	} else if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS):
 		err = impossible{errors.New("the kernel has no BPF for cgroups (CONFIG_CGROUP_BPF)")}
 	case err != nil:
-		err = fmt.Errorf("asking the cgroup for its programs: %w", err)
+		err = fmt.Errorf("listing the cgroup's programs: %w", err)
 	default:
 		return at, nil
 	}
@@ -189,7 +189,7 @@ func (l *Layer) hold(h hook, pinned link.Link) {
 func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 	s, ok := f.Plan.(seen)
 	if !ok {
-		return errors.New("repairing the cgroup layer: the finding is not one of its looks")
+		return errors.New("repairing the cgroup layer: the finding is not its own")
 	}
 	if err := l.put(s); err != nil {
 		return fmt.Errorf("repairing the cgroup layer: %w", err)
@@ -265,7 +265,7 @@ func (c *count) read(counter *ebpf.Map) error {
 	}
 	is, err := counter.Info()
 	if err != nil {
-		return fmt.Errorf("asking for the counter: %w", err)
+		return fmt.Errorf("inspecting the counter: %w", err)
 	}
 	id, _ := is.ID()
 	if id != c.of {

@@ -76,7 +76,7 @@ func TestLost(t *testing.T) {
 			{"rm -r " + pins(), "the counter is not pinned"},
 			{
 				fmt.Sprintf("mv %s %s", pinOf(f, second, "program"), pinOf(f, first, "program")),
-				first.name + ": its program is another one; " + second.name + ": its program is not pinned",
+				first.name + ": its program is a different one; " + second.name + ": its program is not pinned",
 			},
 			{fmt.Sprintf("mv %s %s", pinOf(f, second, "link"), pinOf(f, first, "link")), first.name + ": its link is not attached there"},
 			{fmt.Sprintf("mv %s %s", counterOf(f), pinOf(f, first, "link")), "the counter is not pinned"},
@@ -204,7 +204,7 @@ func TestUpgrade(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.letGo() // the old version's agent ends
-		w.must(f, layer.Missing, "connect4: its program is another one")
+		w.must(f, layer.Missing, "connect4: its program is a different one")
 		w.repair(f)
 		w.must(f, layer.Enforced, "")
 	}
@@ -313,9 +313,9 @@ func TestNotToBeHad(t *testing.T) {
 	w.layers[imds.IPv4] = New(imds.IPv4, "/sys/fs/cgroup/no/such/cgroup")
 	w.must(imds.IPv4, layer.Unknown, "no such file or directory")
 	w.layers[imds.IPv4] = New(imds.IPv4, "/tmp")
-	w.must(imds.IPv4, layer.Unknown, "/tmp is in no cgroup v2")
+	w.must(imds.IPv4, layer.Unknown, "/tmp is not in a cgroup v2")
 	err := w.layers[imds.IPv4].Repair(policy.Policy{}, layer.Finding{})
-	if err == nil || !strings.Contains(err.Error(), "not one of its looks") {
+	if err == nil || !strings.Contains(err.Error(), "the finding is not its own") {
 		t.Errorf("repairing what nobody looked at: %v", err)
 	}
 }
@@ -359,7 +359,7 @@ func TestFind(t *testing.T) {
 		t.Errorf("beside an empty one: %q, %v", found, err)
 	}
 	live("kubepods.slice/pod2")
-	if found, err := findBelow([]string{root}); err == nil || !strings.Contains(err.Error(), "may be the pods' cgroup; name one by --pods-cgroup") {
+	if found, err := findBelow([]string{root}); err == nil || !strings.Contains(err.Error(), "may be the pods' cgroup; choose one with --pods-cgroup") {
 		t.Errorf("with two in use: %q, %v", found, err)
 	}
 	if _, err := findBelow([]string{"/tmp"}); err == nil || !strings.Contains(err.Error(), "no cgroup v2 is mounted") {
@@ -426,7 +426,7 @@ func TestOverriding(t *testing.T) {
 		l := w.layers[imds.IPv4]
 		return l.Repair(policy.Policy{}, l.Look(policy.Policy{}, nil))
 	})
-	if err == nil || !strings.Contains(err.Error(), "connect4 to "+w.pods+"/pod1: somebody's program at "+w.pods+" would be switched off") {
+	if err == nil || !strings.Contains(err.Error(), "connect4 to "+w.pods+"/pod1: another program at "+w.pods+" would be switched off") {
 		t.Errorf("beside a program that can be overridden: %v", err)
 	}
 	w.must(imds.IPv4, layer.Missing, "connect4: no link is pinned")

@@ -83,14 +83,14 @@ type mapPin struct {
 func (m *maps) wanted(f imds.Family, h policy.HostNetwork, auditOnly bool) []mapPin {
 	list := []mapPin{
 		{&m.refused, "the counter", counterOf(f), refusedSpec},
-		{&m.attempts, "the count of attempts", attemptsPin(), attemptsSpec},
-		{&m.news, "the news of attempts", newsPin(), newsSpec},
+		{&m.attempts, "the map of attempts", attemptsPin(), attemptsSpec},
+		{&m.news, "the ring buffer of attempts", newsPin(), newsSpec},
 	}
 	if h != policy.Allow {
-		list = append(list, mapPin{&m.allowed, "the list of pods in the node's network", allowedPin(), allowedSpec})
+		list = append(list, mapPin{&m.allowed, "the list of hostNetwork pods", allowedPin(), allowedSpec})
 	}
 	if auditOnly {
-		list = append(list, mapPin{&m.beginnings, "the beginnings of requests", beginningsPin(), beginningsSpec})
+		list = append(list, mapPin{&m.beginnings, "the ring buffer of requests", beginningsPin(), beginningsSpec})
 	}
 	return list
 }
@@ -117,7 +117,7 @@ func (m *maps) are(h hook, ids []ebpf.MapID) (bool, error) {
 	for _, one := range all {
 		is, err := one.Info()
 		if err != nil {
-			return false, fmt.Errorf("asking for a map: %w", err)
+			return false, fmt.Errorf("inspecting a map: %w", err)
 		}
 		if id, _ := is.ID(); !slices.Contains(ids, id) {
 			return false, nil
@@ -148,7 +148,7 @@ func openMap(what, path string, spec ebpf.MapSpec) (m *ebpf.Map, why string) {
 		return nil, fmt.Sprintf("%s can't be opened: %v", what, err)
 	case m.Type() != spec.Type || m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize || m.MaxEntries() != spec.MaxEntries || m.Flags() != spec.Flags:
 		m.Close()
-		return nil, what + " is another map"
+		return nil, what + " is a different map"
 	}
 	return m, ""
 }

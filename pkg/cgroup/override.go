@@ -18,15 +18,15 @@ func overrides(at *os.File, hook ebpf.AttachType) error {
 	for directory := filepath.Dir(at.Name()); isCgroup2(directory) == nil; directory = filepath.Dir(directory) {
 		above, err := os.Open(directory)
 		if err != nil {
-			return fmt.Errorf("opening the cgroup above: %w", err)
+			return fmt.Errorf("opening the parent cgroup: %w", err)
 		}
 		programs, flags, err := attached(above, hook)
 		above.Close()
 		if err != nil {
-			return fmt.Errorf("asking %s for its programs: %w", directory, err)
+			return fmt.Errorf("listing the programs of %s: %w", directory, err)
 		}
 		if programs > 0 && flags&unix.BPF_F_ALLOW_MULTI == 0 {
-			return fmt.Errorf("somebody's program at %s would be switched off for all pods: it was attached without BPF_F_ALLOW_MULTI", directory)
+			return fmt.Errorf("another program at %s would be switched off for all pods: it was attached without BPF_F_ALLOW_MULTI", directory)
 		}
 		if programs > 0 {
 			return nil // what is above that one is not in force here

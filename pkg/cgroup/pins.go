@@ -71,7 +71,7 @@ func readHook(h hook, at *os.File, w wanted) (pinned link.Link, why string, err 
 func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err error) {
 	is, err := pinned.Info()
 	if err != nil {
-		return "", fmt.Errorf("asking for the link: %w", err)
+		return "", fmt.Errorf("inspecting the link: %w", err)
 	}
 	if !h.isAt(at, is) {
 		return "its link is not attached there", nil
@@ -86,7 +86,7 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 	defer program.Close()
 	runs, err := program.Info()
 	if err != nil {
-		return "", fmt.Errorf("asking for the program: %w", err)
+		return "", fmt.Errorf("inspecting the program: %w", err)
 	}
 	id, _ := runs.ID()
 	whole, err := isWhole(h.program(w).Instructions, runs.Tag)
@@ -102,12 +102,12 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 		return "", err
 	}
 	if id != is.Program || !whole || !same {
-		return "its program is another one", nil
+		return "its program is a different one", nil
 	}
 	// What is attached is said by the cgroup itself.
 	attached, err := link.QueryPrograms(link.QueryOptions{Target: int(at.Fd()), Attach: h.at})
 	if err != nil {
-		return "", fmt.Errorf("asking the cgroup for its programs: %w", err)
+		return "", fmt.Errorf("listing the cgroup's programs: %w", err)
 	}
 	if !slices.ContainsFunc(attached.Programs, func(p link.AttachedProgram) bool { return p.ID == id }) {
 		return "its program is not attached there", nil

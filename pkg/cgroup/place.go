@@ -62,13 +62,13 @@ func findBelow(roots []string) (string, error) {
 		case 1:
 			return found[0], nil
 		default:
-			return "", fmt.Errorf("each of %s may be the pods' cgroup; name one by --pods-cgroup", strings.Join(found, ", "))
+			return "", fmt.Errorf("each of %s may be the pods' cgroup; choose one with --pods-cgroup", strings.Join(found, ", "))
 		}
 	}
 	if !mounted {
 		return "", impossible{errors.New("no cgroup v2 is mounted")}
 	}
-	return "", impossible{fmt.Errorf("no cgroup v2 directory of pods (%s or %s) was found; if there is one, name it by --pods-cgroup",
+	return "", impossible{fmt.Errorf("no cgroup v2 directory for pods (%s or %s) was found; if there is one, give it with --pods-cgroup",
 		names[0], names[1])}
 }
 
@@ -84,7 +84,7 @@ func isCgroup2(directory string) error {
 		return &fs.PathError{Op: "statfs", Path: directory, Err: err}
 	}
 	if s.Type != unix.CGROUP2_SUPER_MAGIC {
-		return fmt.Errorf("%s is in no cgroup v2", directory)
+		return fmt.Errorf("%s is not in a cgroup v2 hierarchy", directory)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (o *Options) readFile() error {
 		return fmt.Errorf("--config: parsing %s: %w", o.file, err)
 	}
 	if !errors.Is(documents.Decode(&second), io.EOF) {
-		return fmt.Errorf("--config: parsing %s: there is something behind the first document; keep one", o.file)
+		return fmt.Errorf("--config: parsing %s: it has more than one document; keep one", o.file)
 	}
 	root := document.Content[0]
 	if root.Kind != yaml.MappingNode {
@@ -52,7 +52,7 @@ func (o *Options) setField(given map[string]bool, key, value *yaml.Node) error {
 	if flag == nil {
 		var names []string
 		o.flags.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-		return fmt.Errorf("%q is no setting; use %s", key.Value, alternatives(names))
+		return fmt.Errorf("%q is not a setting; use %s", key.Value, alternatives(names))
 	}
 	if given[flag.Name] {
 		return fmt.Errorf("%s is set twice; keep one", flag.Name)

@@ -124,7 +124,7 @@ func nameOf(id ebpf.ProgramID) (string, error) {
 	defer p.Close()
 	is, err := p.Info()
 	if err != nil {
-		return "", fmt.Errorf("asking for program %d: %w", id, err)
+		return "", fmt.Errorf("inspecting program %d: %w", id, err)
 	}
 	return is.Name, nil
 }

@@ -162,7 +162,7 @@ func TestWatchTells(t *testing.T) {
 		err  error
 		want string
 	}{
-		{nil, no, "nobody has looked yet [] no"},
+		{nil, no, "not checked yet [] no"},
 		{nil, no, ""},
 		{[]string{"a"}, nil, "no [a] <nil>"},
 		{[]string{"a"}, nil, ""},

@@ -15,7 +15,7 @@ import (
 const pause = time.Second
 
 // ErrNotSearched is the Err of what was found before the first search.
-var ErrNotSearched = errors.New("nobody has looked yet")
+var ErrNotSearched = errors.New("not checked yet")
 
 // Found is what the last search came to.
 type Found struct {

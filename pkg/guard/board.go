@@ -20,7 +20,7 @@ type LayerStatus struct {
 	// At is when the layer was last read, Began when the look began that read it, and Verified when it was last read as stopping
 	// the pods' packets; zero if never.
 	At, Began, Verified time.Time
-	// Contended: somebody keeps undoing the repairs.
+	// Contended: something keeps undoing the repairs.
 	Contended bool
 }
 
@@ -120,11 +120,11 @@ func (p *place) status(now time.Time, fresh time.Duration) LayerStatus {
 	l := p.shown
 	switch age, waited := now.Sub(l.At), p.waited(now); {
 	case l.At.IsZero():
-		l.State, l.Detail = layer.Unknown, "nobody has looked yet"
+		l.State, l.Detail = layer.Unknown, "not checked yet"
 	case (l.State.Protects() || l.NoPath) && waited > wakeServed:
-		l.Forget(fmt.Sprintf("something may have changed %s ago, and a look at it has not ended yet", waited.Round(time.Second)))
+		l.Forget(fmt.Sprintf("something may have changed %s ago, and the check of it has not finished yet", waited.Round(time.Second)))
 	case age > fresh:
-		l.Forget(fmt.Sprintf("the last look was %s ago, and what it found is out of date", age.Round(time.Second)))
+		l.Forget(fmt.Sprintf("the last look was %s ago, so what it found is out of date", age.Round(time.Second)))
 	}
 	return l
 }

@@ -28,8 +28,8 @@ func TestPlaceIsJudged(t *testing.T) {
 		state  layer.State
 		detail string // a part of it
 	}{
-		{"nobody has looked", nil, 0, layer.Unknown, "nobody has looked yet"},
-		{"woken and nobody has looked", steps{asked(0)}, 5000, layer.Unknown, "nobody has looked yet"},
+		{"nobody has looked", nil, 0, layer.Unknown, "not checked yet"},
+		{"woken and nobody has looked", steps{asked(0)}, 5000, layer.Unknown, "not checked yet"},
 		{"just fresh", steps{in}, 30000, layer.Enforced, ""},
 		{"just out of date", steps{in}, 30001, layer.Unknown, "the last look was 30s ago"},
 		{"a drift just fresh", steps{out}, 30000, layer.Missing, ""},

@@ -269,7 +269,7 @@ func TestUntidyForEver(t *testing.T) {
 			t.Error("the fight does not show")
 		}
 	}, layer.Enforced)
-	if n := strings.Count(log, "somebody keeps undoing"); n != 1 || rec.errors == 0 {
+	if n := strings.Count(log, "something keeps undoing"); n != 1 || rec.errors == 0 {
 		t.Errorf("the fight was said %d times, %d repairs failed", n, rec.errors)
 	}
 	if n := strings.Count(log, "\n"); n > 15 {
@@ -295,7 +295,7 @@ func TestLeakingForEver(t *testing.T) {
 			t.Error("not protected after the fight, or the fight goes on")
 		}
 	}, layer.Enforced)
-	if began, ended := strings.Count(log, "somebody keeps undoing"), strings.Count(log, "nobody undoes"); began != 1 || ended != 1 {
+	if began, ended := strings.Count(log, "something keeps undoing"), strings.Count(log, "no longer being undone"); began != 1 || ended != 1 {
 		t.Errorf("the fight was said %d times, its end %d times", began, ended)
 	}
 	if n := strings.Count(log, "\n"); n > 20 {
@@ -322,7 +322,7 @@ func TestBusyStartIsNoFight(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 		}
 	}, layer.Enforced)
-	if strings.Contains(log, "somebody keeps undoing") {
+	if strings.Contains(log, "something keeps undoing") {
 		t.Errorf("it was called a fight:\n%s", log)
 	}
 	if n := strings.Count(log, "rules drifted"); n == 0 || n > 2*(linesBurst+1) {

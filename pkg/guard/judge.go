@@ -42,7 +42,7 @@ type Status struct {
 	Forward, AnyInterface bool
 	// Open: at least one path is known not to be closed. If neither this nor Protected, nobody can tell.
 	Open bool
-	// Degraded: a layer that the node can have is not known to be in force, or no packet of our own could be sent, or pods in the
+	// Degraded: a layer that the node can have is not known to be in force, or no probe could be sent, or pods in the
 	// node's network are let through that were not to be.
 	Degraded bool
 }
@@ -98,30 +98,30 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 // Reasons say, for a person, what else there is to know than the layers' states: what is open, or what would be without a layer.
 func (s Status) Reasons() (reasons []string) {
 	if s.Auditing && len(s.Blocking) > 0 {
-		reasons = append(reasons, fmt.Sprintf("rules like those of imds-guard are in FORWARD (%s) and block pods in audit mode, too: "+
-			"they are an admin's, or were not recorded; `imds-guard cleanup` removes them", strings.Join(s.Blocking, ", ")))
+		reasons = append(reasons, fmt.Sprintf("rules like those of imds-guard are in FORWARD (%s) and block pods even in audit mode: "+
+			"an admin added them, or they were not recorded; `imds-guard cleanup` removes them", strings.Join(s.Blocking, ", ")))
 	}
 	if s.Auditing {
 		reasons = append(reasons, "imds-guard runs in audit mode: it blocks nothing and counts who asks (`imds-guard report`)")
 	}
 	if s.Answered != "" {
-		reasons = append(reasons, "a packet of our own was let through: "+s.Answered)
+		reasons = append(reasons, "a probe was let through: "+s.Answered)
 	}
 	if s.Connected != "" {
-		reasons = append(reasons, "a socket of our own was not refused: "+s.Connected)
+		reasons = append(reasons, "a probe's socket was not refused: "+s.Connected)
 	}
 	if len(s.Bypasses) > 0 {
-		reasons = append(reasons, fmt.Sprintf("pods' packets go past FORWARD (%s), where only the layer cgroup stops them, and no raw frames (AF_PACKET)",
+		reasons = append(reasons, fmt.Sprintf("pods' packets bypass FORWARD (%s); there, only the cgroup layer stops them, and raw frames (AF_PACKET) are not stopped",
 			strings.Join(s.Bypasses, ", ")))
 	}
 	if s.Unsearched != nil {
-		reasons = append(reasons, "whether pods' packets go past FORWARD is not known: "+s.Unsearched.Error())
+		reasons = append(reasons, "it is not known whether pods' packets bypass FORWARD: "+s.Unsearched.Error())
 	}
 	if s.Unlisted != nil {
-		reasons = append(reasons, "pods in the node's network are let through: "+s.Unlisted.Error())
+		reasons = append(reasons, "hostNetwork pods are let through: "+s.Unlisted.Error())
 	}
 	if s.NotProbed != nil {
-		reasons = append(reasons, "no packet of our own could be sent: "+s.NotProbed.Error())
+		reasons = append(reasons, "no probe could be sent: "+s.NotProbed.Error())
 	}
 	return reasons
 }

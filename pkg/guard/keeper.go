@@ -150,7 +150,7 @@ func (k *keeper) drifted(r layer.Reading, suspect string) {
 	}
 	k.Recorder.Drift(k.id, r.State)
 	if r.State != layer.Unknown && k.fight.drifted(time.Now()) {
-		k.log.Warn("somebody keeps undoing the repairs; they go on, at a bounded rate, and are not logged one by one",
+		k.log.Warn("something keeps undoing the repairs; they continue at a limited rate and are not logged one by one",
 			"reason", r.State, "detail", r.Detail, "suspect", suspect)
 	}
 	// That it can't be read is no move in a fight, and it stays until somebody looks.
@@ -205,7 +205,7 @@ func (k *keeper) settled(r layer.Reading) {
 		k.pacer.failures = 0
 	}
 	if k.fight.over(time.Now(), drifted) {
-		k.log.Info("nobody undoes the repairs any more", "undone", k.fight.undone)
+		k.log.Info("the repairs are no longer being undone", "undone", k.fight.undone)
 		k.fight = fight{}
 	}
 	if k.last == layer.Unknown && !drifted {
@@ -218,7 +218,7 @@ func (k *keeper) settled(r layer.Reading) {
 		case r.NoPath:
 			what = "there is nothing to enforce"
 		case r.State == layer.Unsupported:
-			what = "the node can't have this layer"
+			what = "this node does not support the layer"
 		}
 		k.log.Info(what, "state", r.State, "detail", r.Detail)
 	}

@@ -186,7 +186,7 @@ func TestUnreadableIsNoFight(t *testing.T) {
 			}
 		}
 	}, layer.Enforced)
-	if strings.Contains(log, "somebody keeps undoing") {
+	if strings.Contains(log, "something keeps undoing") {
 		t.Errorf("it was called a fight:\n%s", log)
 	}
 }
@@ -261,7 +261,7 @@ func TestNotesAndReadingAgain(t *testing.T) {
 		{layer.Enforced, "", ""},
 		{layer.Enforced, "by one witness", "INFO rules are in force"},
 		{layer.Enforced, "by one witness", ""},
-		{layer.Unsupported, "another", "INFO the node can't have this layer"},
+		{layer.Unsupported, "another", "INFO this node does not support the layer"},
 		{layer.Unknown, "unreadable", "WARN rules drifted"},
 		{layer.Unknown, "still unreadable", ""},
 		{layer.Enforced, "another", "INFO rules can be read again"},

@@ -22,7 +22,7 @@ func Parse(s string) (Pattern, error) {
 	case s == "":
 		return Pattern{}, errors.New("the pattern is empty; write an interface name such as eni+ (a trailing + is a wildcard)")
 	case body == "":
-		return Pattern{}, errors.New("+ alone would match every interface, the node's uplink too; put a prefix before it, such as eni+")
+		return Pattern{}, errors.New("+ alone would match every interface, including the node's uplink; put a prefix before it, such as eni+")
 	case len(s) > MaxLen:
 		return Pattern{}, fmt.Errorf("%q has %d characters; Linux interface names have at most %d", s, len(s), MaxLen)
 	case body == "." || body == ".." || body[0] == '-':

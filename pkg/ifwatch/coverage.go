@@ -27,7 +27,7 @@ func Fix(name string) string {
 	}
 	p, err := ifpattern.Parse(text)
 	if err != nil { // the kernel allows names that the configuration doesn't: with a comma, a quote, a plus in the middle
-		return "no --interface value can name it; rename the interface"
+		return "no --interface value can match it; rename the interface"
 	}
 	return "add --interface " + p.String()
 }

@@ -62,7 +62,7 @@ func (r *Reporter) reportTunnels(tunnels []Interface) {
 		open[i] = true
 		if !r.open[i] {
 			r.Log.Warn("no rule covers what comes out of a tunnel: a pod that sends encapsulated packets to the node's "+
-				"tunnel port can reach the metadata service by it", "interface", i.Name, "kind", i.Kind, "fix", Fix(i.Name))
+				"tunnel port can reach the metadata service through it", "interface", i.Name, "kind", i.Kind, "fix", Fix(i.Name))
 		}
 	}
 	r.open = open

@@ -38,7 +38,7 @@ var (
 	Missing = NewState("missing", false)
 	// Unknown: the kernel could not be read, or what it said could not be understood.
 	Unknown = NewState("unknown", false)
-	// Unsupported: the node can't have this layer. It is no drift, and it stops nothing.
+	// Unsupported: this node does not support the layer. It is no drift, and it stops nothing.
 	Unsupported = NewState("unsupported", false)
 	// Auditing: everything was read back as it is wanted, which is to count and to stop nothing. Only a layer that can has it.
 	Auditing = NewState("auditing", false)

@@ -100,10 +100,10 @@ func TestRoom(t *testing.T) {
 					c.mustDo("work")
 					return
 				}
-				want := fmt.Sprintf("making threads: %s is %d, of which others use 0, and the agent needs %d: raise it (podPidsLimit",
+				want := fmt.Sprintf("making threads: %s is %d, others use 0 of it, and the agent needs %d: raise it (podPidsLimit",
 					filepath.Join(outer, "pids.max"), needs-missing, needs)
 				if hidden {
-					want = "limit can't be seen from its container; raise it (podPidsLimit"
+					want = "limit that can't be seen from its container; raise it (podPidsLimit"
 				}
 				if answer := c.do("prepare"); !strings.Contains(answer, want) {
 					t.Errorf("the answer is %q, want %q in it; on standard error: %s", answer, want, c.ended())
@@ -123,7 +123,7 @@ func TestOthersCount(t *testing.T) {
 	h.enter(t, dir, other)
 	other.mustDo("prepare") // it may have more than it had a moment ago
 	setLimit(t, dir, c.needs()+1)
-	if answer := c.do("prepare"); !strings.Contains(answer, "of which others use") {
+	if answer := c.do("prepare"); !strings.Contains(answer, ", others use ") {
 		t.Errorf("the answer is %q; on standard error: %s", answer, c.ended())
 	}
 }

@@ -24,7 +24,7 @@ func checkRoom(n int) error {
 	own := ownThreads()
 	for _, l := range append(cgroups, kernelLimits()...) {
 		if others := max(0, l.used-own); l.max-others < n+commands {
-			return fmt.Errorf("making threads: %s is %d, of which others use %d, and the agent needs %d: raise %s",
+			return fmt.Errorf("making threads: %s is %d, others use %d of it, and the agent needs %d: raise %s",
 				l.name, l.max, others, n+commands, l.raise)
 		}
 	}
@@ -48,7 +48,7 @@ func kernelLimits() (limits []limit) {
 	}
 	for _, name := range []string{"threads-max", "pid_max"} {
 		if most, err := strconv.Atoi(read("/proc/sys/kernel/" + name)); err == nil {
-			limits = append(limits, limit{"kernel." + name, most, used, "it by sysctl, or end what uses so many"})
+			limits = append(limits, limit{"kernel." + name, most, used, "it with sysctl, or stop what uses so many"})
 		}
 	}
 	return limits

@@ -48,8 +48,8 @@ func try(n int) error {
 	err = cmd.Run()
 	text, _ := io.ReadAll(io.NewSectionReader(said, 0, 1<<16))
 	if noThread(string(text)) || errors.Is(err, unix.EAGAIN) {
-		return fmt.Errorf("making threads: a trial with %d more ended with %w: the agent is in a cgroup whose limit can't be seen "+
-			"from its container; raise it (podPidsLimit of the kubelet, --pids-limit of a container runtime)", n, err)
+		return fmt.Errorf("making threads: a trial with %d more failed: %w: the agent's cgroup has a limit that can't be seen from "+
+			"its container; raise it (podPidsLimit of the kubelet, --pids-limit of a container runtime)", n, err)
 	}
 	return nil
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/attempts"
 )
 
-var attemptsDesc = prometheus.NewDesc(prefix+"attempts_total", "Socket calls of pods to the metadata service: blocked, or audited: let "+
-	"through, and would have been blocked. The workload `other` is the sum of pods without series of their own.",
+var attemptsDesc = prometheus.NewDesc(prefix+"attempts_total", "Socket calls by pods to the metadata service: blocked, or audited "+
+	"(let through, but would have been blocked). The workload `other` is the sum of pods without series of their own.",
 	[]string{"namespace", "workload", "pod", "verdict"}, nil)
 
 // Attempts exports a ledger's series from now on.

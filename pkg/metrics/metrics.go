@@ -71,27 +71,27 @@ type Build struct{ Version, Commit, Mode string }
 func New(b Build, layers []Layer, requests []string) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
-		looks:    counterVec("looks_total", "How often a layer was looked at, whatever was found.", "layer", "family"),
-		drift: counterVec("drift_total", "How often the rules were found in another state than they were left in.",
+		looks:    counterVec("looks_total", "Number of times a layer was looked at, whatever was found.", "layer", "family"),
+		drift: counterVec("drift_total", "Number of times the rules were found in a state other than they were left in.",
 			"layer", "family", "reason"),
 		repairs: counterVec("repairs_total", "Attempts to repair drifted rules.", "layer", "family", "result"),
 		repairTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    prefix + "repair_duration_seconds",
-			Help:    "Time from a drift being noticed to the rules read back in place.",
+			Help:    "Time from noticing a drift to reading the rules back in place.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"layer", "family"}),
 		interfaces: gaugeVec("interfaces", "Pod-side interfaces of the node, by what keeps their packets from the endpoint.",
 			"coverage"),
-		events: counterVec("interface_events_total", "Pod-side interfaces that came or went, and full listings that no "+
-			"event asked for.", "type"),
+		events: counterVec("interface_events_total", "Pod-side interfaces added or removed, and full listings that no event "+
+			"triggered.", "type"),
 		failures: counterVec("iptables_errors_total", "iptables commands that failed.", "family", "operation", "reason"),
-		lost: counterVec("watch_losses_total", "How often a watcher may have missed something; each is made good by a "+
-			"full look.", "watcher"),
+		lost: counterVec("watch_losses_total", "Number of times a watcher may have missed something; each time everything is "+
+			"looked at again.", "watcher"),
 		requests: counterVec("kubernetes_requests_total", "HTTP requests to the Kubernetes API.", "operation", "result"),
-		probes: counterVec("probe_results_total", "Packets and socket calls of our own, by what became of them.", "path", "family",
-			"result"),
-		probed: gaugeVec("probe_last_success_timestamp_seconds", "Unix time at which one of our own was last seen stopped; 0 if "+
-			"never.", "path", "family"),
+		probes: counterVec("probe_results_total", "Probes: packets and socket calls that the agent makes as a pod would, by result.",
+			"path", "family", "result"),
+		probed: gaugeVec("probe_last_success_timestamp_seconds", "Unix time at which a probe was last seen stopped; 0 if never.",
+			"path", "family"),
 		backend: gaugeVec("backend_info", "1 for the iptables backend in use.", "backend", "version"),
 	}
 	build := gaugeVec("build_info", "1; the labels describe the build.", "version", "commit", "goversion")

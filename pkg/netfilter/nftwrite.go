@@ -92,7 +92,7 @@ func (n *NFT) transact(messages [][]byte) error {
 	batch = append(batch, batchMark(unix.NFNL_MSG_BATCH_END)...)
 	return n.exchange(batch, func(a syscall.NetlinkMessage) (last bool, err error) {
 		if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 {
-			return true, errors.New("the kernel's answer is none")
+			return true, errors.New("the kernel did not acknowledge it")
 		}
 		return true, errnoOf(a)
 	})

@@ -41,7 +41,7 @@ type Condition struct {
 
 // stopped is what an agent leaves behind: nobody looks any more, so nobody knows.
 var stopped = Condition{corev1.ConditionUnknown, ReasonStopped,
-	"The agent was stopped. Its rules stay, but nobody watches them until it is back."}
+	"The agent was stopped. Its rules stay in place, but nothing watches them until it is back."}
 
 // Coverage is what is known of the pod-side interfaces.
 type Coverage struct {
@@ -79,22 +79,22 @@ func Judge(s guard.Status, c Coverage) Condition {
 			"Pods may reach the instance metadata service: " + strings.Join(append(append(wrong, unknown...), s.Reasons()...), "; ")}
 	case s.Forward && s.Unsearched != nil:
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
-			"What the node forwards is stopped, but " + strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
+			"Forwarded packets are stopped, but " + strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
 	case stale(s):
-		return Condition{corev1.ConditionUnknown, ReasonNotVerified, "Nothing is known: " + strings.Join(unknown, "; ")}
+		return Condition{corev1.ConditionUnknown, ReasonNotVerified, "The state is not known: " + strings.Join(unknown, "; ")}
 	case len(unknown) > 0:
 		return Condition{corev1.ConditionUnknown, ReasonUnreadable,
-			"It can't be read whether pods reach the instance metadata service: " + strings.Join(unknown, "; ")}
+			"It is not known whether pods can reach the instance metadata service: " + strings.Join(unknown, "; ")}
 	default:
 		return Condition{corev1.ConditionUnknown, ReasonUnreadable, "No address family is supported on this node."}
 	}
 	switch {
 	case c.Err != nil && !s.AnyInterface:
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
-			"The rules are in, but whether they cover every pod is not known: " + c.Err.Error()}
+			"The rules are in place, but it is not known whether they cover every pod: " + c.Err.Error()}
 	case len(c.Uncovered) > 0 && !s.AnyInterface:
 		return Condition{corev1.ConditionFalse, ReasonNotCovered,
-			"Pods behind these interfaces reach the instance metadata service, because no --interface covers them: " +
+			"Pods behind these interfaces can reach the instance metadata service, because no --interface covers them: " +
 				first(c.Uncovered)}
 	}
 	if s.Degraded {

@@ -55,14 +55,14 @@ func newEvents(ctx context.Context, sink record.EventSink, name string) *Events 
 	}
 }
 
-// Repaired says that a layer's rules had drifted and were put right.
+// Repaired says that a layer's rules had drifted and have been repaired.
 func (e *Events) Repaired(id layer.ID, drift layer.State) {
-	e.warn(EventRepaired, fmt.Sprintf("%s rules were %s and were put right; the agent's log says who is suspected", id, drift))
+	e.warn(EventRepaired, fmt.Sprintf("%s rules were %s and have been repaired; the agent's log names the suspect", id, drift))
 }
 
 // Contended says that a fight over a layer's rules has begun.
 func (e *Events) Contended(id layer.ID) {
-	e.warn(EventContended, fmt.Sprintf("somebody keeps undoing the repairs of the %s rules; they go on, at a bounded rate", id))
+	e.warn(EventContended, fmt.Sprintf("something keeps undoing the repairs of the %s rules; they continue at a limited rate", id))
 }
 
 // NotCovered says that pods behind an interface can reach the endpoint.
@@ -75,9 +75,9 @@ type Pod struct{ Namespace, Name, UID string }
 
 // Asked says of a pod that it asks for the endpoint: refused, or only seen to.
 func (e *Events) Asked(p Pod, audited bool, advice string) {
-	reason, message := EventBlocked, "This pod asks for the node's instance metadata service (IMDS), and is refused. "
+	reason, message := EventBlocked, "This pod asks for the node's instance metadata service (IMDS) and is refused. "
 	if audited {
-		reason, message = EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused if this were enforced. "
+		reason, message = EventAudited, "This pod asks for the node's instance metadata service (IMDS) and would be refused in enforce mode. "
 	}
 	e.recorder.Event(&corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)},
 		corev1.EventTypeWarning, reason, message+advice)

@@ -221,7 +221,7 @@ func (r *Reporter) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
 	if err := r.send(ctx, stopped); err != nil {
-		r.log.Warn("telling the cluster that the agent stops failed", "error", err)
+		r.log.Warn("telling the cluster that the agent is stopping failed", "error", err)
 	}
 }
 

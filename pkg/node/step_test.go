@@ -343,11 +343,11 @@ func TestLeave(t *testing.T) {
 		{"it fails", nodeWith(), func(t *testing.T, w *world) {
 			w.step(t.Context())
 			w.failing = forbidden
-		}, []string{OpPatchStatus}, 0, "telling the cluster that the agent stops failed"},
+		}, []string{OpPatchStatus}, 0, "telling the cluster that the agent is stopping failed"},
 		{"it hangs", nodeWith(), func(t *testing.T, w *world) {
 			w.step(t.Context())
 			w.hang = true
-		}, []string{OpPatchStatus}, leaveTimeout, "telling the cluster that the agent stops failed"},
+		}, []string{OpPatchStatus}, leaveTimeout, "telling the cluster that the agent is stopping failed"},
 	} {
 		stepping(t, c.node, good, func(t *testing.T, w *world) {
 			c.before(t, w)

@@ -37,7 +37,7 @@ func (r *Reporter) untaint(ctx context.Context, known Knowledge) error {
 	}
 	for known.Admit && tainted(r.node) {
 		if attempts == 0 {
-			return fmt.Errorf("removing the taint %s from the node: somebody puts it back at once", TaintKey)
+			return fmt.Errorf("removing the taint %s from the node: something puts it back at once", TaintKey)
 		}
 		attempts--
 		if err := r.removeTaint(ctx); err != nil && (!conflict(err) || attempts == 0) {
@@ -75,6 +75,6 @@ func (r *Reporter) removeTaint(ctx context.Context) error {
 		return fmt.Errorf("removing the taint %s from the node: %w", TaintKey, err)
 	}
 	r.node = node
-	r.log.Info("start-up taint removed: the rules are in", "taint", TaintKey)
+	r.log.Info("start-up taint removed: the rules are in place", "taint", TaintKey)
 	return nil
 }

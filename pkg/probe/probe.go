@@ -15,8 +15,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// ErrNotForwarding says that the node forwards no packets of the family, so that none had to be sent.
-var ErrNotForwarding = errors.New("the node forwards no packets of the family")
+// ErrNotForwarding says that the node does not forward packets of this family, so that none had to be sent.
+var ErrNotForwarding = errors.New("the node does not forward packets of this family")
 
 // port is where the metadata service answers.
 const port = 80
@@ -48,7 +48,7 @@ type Seen struct {
 func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 	defer func() {
 		if err != nil && !errors.Is(err, ErrNotForwarding) {
-			err = fmt.Errorf("probing the forwarding of %s: %w", f, err)
+			err = fmt.Errorf("probing %s forwarding: %w", f, err)
 		}
 	}()
 	if !f.Forwarded() {

@@ -74,7 +74,7 @@ func (t *tap) watch(until time.Time, w *way) (s Seen, err error) {
 			continue
 		}
 		if err != nil {
-			return s, fmt.Errorf("reading what was seen: %w", err)
+			return s, fmt.Errorf("reading packets: %w", err)
 		}
 		at, ok := from.(*unix.SockaddrLinklayer)
 		if !ok || n < t.ip+tcpLen {
@@ -92,7 +92,7 @@ func (t *tap) watch(until time.Time, w *way) (s Seen, err error) {
 	return s, nil
 }
 
-var errDeadline = errors.New("the deadline is over")
+var errDeadline = errors.New("the deadline has passed")
 
 // wait waits until there is something to read.
 func wait(fd int, until time.Time) error {

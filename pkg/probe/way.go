@@ -53,7 +53,7 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	// Neither end has an address, or asks for one.
 	for _, end := range []*net.Interface{w.far, w.near} {
 		if err := netlink.LinkSetIP6AddrGenMode(byIndex(end), nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			return w, fmt.Errorf("keeping %s from an address: %w", end.Name, err)
+			return w, fmt.Errorf("keeping %s without an address: %w", end.Name, err)
 		}
 	}
 	if err := likePods(name, source); err != nil {
@@ -67,7 +67,7 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	back := &net.IPNet{IP: source.AsSlice(), Mask: net.CIDRMask(source.BitLen(), source.BitLen())}
 	// Else rp_filter drops the packet before any layer sees it (Documentation/networking/ip-sysctl.rst).
 	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: w.near.Index, Dst: back, Scope: netlink.SCOPE_LINK}); err != nil {
-		return w, fmt.Errorf("making a route back by %s: %w", name, err)
+		return w, fmt.Errorf("making a route back through %s: %w", name, err)
 	}
 	neigh := &netlink.Neigh{LinkIndex: w.near.Index, IP: source.AsSlice(), HardwareAddr: nobody, State: netlink.NUD_PERMANENT}
 	if err := netlink.NeighSet(neigh); err != nil {
@@ -98,7 +98,7 @@ func likePods(name string, source netip.Addr) error {
 		return nil
 	}
 	if err := os.WriteFile(setting, []byte(want), 0); err != nil {
-		return fmt.Errorf("making %s like the pods' interfaces: %w", name, err)
+		return fmt.Errorf("configuring %s like the pods' interfaces: %w", name, err)
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func byIndex(i *net.Interface) netlink.Link {
 func (w *way) send(s segment) error {
 	to := &unix.SockaddrLinklayer{Ifindex: w.far.Index, Protocol: bigEndian(s.etherType())}
 	if err := unix.Sendto(w.fd, s.frame(w.far.HardwareAddr, w.near.HardwareAddr), 0, to); err != nil {
-		return fmt.Errorf("sending by %s: %w", farName, err)
+		return fmt.Errorf("sending through %s: %w", farName, err)
 	}
 	return nil
 }

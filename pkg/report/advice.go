@@ -13,10 +13,10 @@ import (
 // request.Other.
 var remedies = []struct{ document, do string }{
 	{request.Credentials, "It uses the node's role: give its service account one of its own, with EKS Pod Identity or IRSA, and restart its pods."},
-	{request.UserData, "Move what it needs of the user data into a Secret or a ConfigMap: pods should not read user data."},
+	{request.UserData, "Move what it needs from the user data into a Secret or a ConfigMap: pods should not read user data."},
 	{request.Identity, "Pass it the region, the account and the instance as environment variables; " +
 		"the downward API can supply the node's name."},
-	{request.Network, "Pass it the pod's and the node's address by the downward API, and the VPC by its settings."},
+	{request.Network, "Pass it the pod's and the node's addresses through the downward API, and the VPC in its settings."},
 	{request.Placement, "Set AWS_REGION. If an AWS SDK asks, also set AWS_EC2_METADATA_DISABLED=true."},
 	{request.Other, "Check its documentation for a setting that replaces this lookup or turns it off."},
 	{request.Token, "It asked for a token and then for nothing else. " + usually},
@@ -27,7 +27,7 @@ const (
 		"or set AWS_EC2_METADATA_DISABLED=true and AWS_REGION."
 	unseenBlocked = "Its connections are refused before it can send a request, so what it wants is unknown; --mode=audit would show it. "
 	unseenAudited = "What it asked for was not seen. "
-	letThrough    = " If it must reach the endpoint, name its namespace in --host-network-namespaces."
+	letThrough    = " If it must reach the endpoint, add its namespace to --host-network-namespaces."
 )
 
 // importance is where a kind of document stands, 0 for the most important.

@@ -19,7 +19,7 @@ func CheckOutput(output string) error {
 	case "text", "json", "yaml":
 		return nil
 	}
-	return fmt.Errorf("--output: %q is none; use text, json or yaml", output)
+	return fmt.Errorf("--output: %q is not valid; use text, json or yaml", output)
 }
 
 // Write writes a value as the flag --output says; text does it for a person.

@@ -181,7 +181,7 @@ monitoring  unknown pod 6d8a (hostNetwork)  1     3         blocked  -          
 		nodes []Node
 		want  string
 	}{
-		"no node":     {nil, "No node has answered, so nothing is known.\n"},
+		"no node":     {nil, "No node answered, so nothing is known.\n"},
 		"not counted": {[]Node{{}, {}}, "Nothing was counted on 2 nodes.\nNo attempts were counted.\n"},
 		"same time": {[]Node{{Since: minute(1)}, {Since: minute(1)}},
 			"Counted on 2 nodes since " + start + "1:00Z.\nNo attempts were counted.\n"},

@@ -61,7 +61,7 @@ func WriteText(w io.Writer, nodes []Node, workloads []Workload) error {
 // counted says where and since when.
 func counted(nodes []Node) string {
 	if len(nodes) == 0 {
-		return "No node has answered, so nothing is known."
+		return "No node answered, so nothing is known."
 	}
 	where := "on " + count(len(nodes), "node")
 	var begun []time.Time
@@ -129,7 +129,7 @@ func title(w Workload) string {
 	text := Printable(w.Kind + "/" + w.Name)
 	switch {
 	case w.Kind == "" && w.Name == "":
-		text = "pods that nobody has named"
+		text = "unnamed pods"
 	case w.Kind == "":
 		text = "unknown pod " + Printable(w.Name)
 	}

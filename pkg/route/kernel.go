@@ -192,9 +192,9 @@ func (n *node) Sink() (link, error) {
 func foreign(l netlink.Link, name string) string {
 	switch {
 	case l.Attrs().Name != name:
-		return fmt.Sprintf("the name is another one of %s and none of ours", l.Attrs().Name)
+		return fmt.Sprintf("it is an alternative name of %s, which is not ours", l.Attrs().Name)
 	case l.Type() != "veth":
-		return fmt.Sprintf("it is a %s and none of ours", l.Type())
+		return fmt.Sprintf("it is a %s and not ours", l.Type())
 	}
 	return ""
 }
@@ -206,7 +206,7 @@ func unfit(l netlink.Link) string {
 	case a.RawFlags&unix.IFF_UP == 0:
 		return "it is down"
 	case a.RawFlags&unix.IFF_NOARP == 0:
-		return "it asks for its neighbours"
+		return "it resolves neighbours (ARP is on)"
 	case a.RawFlags&unix.IFF_LOWER_UP != 0:
 		return "its other end is up"
 	case a.NetNsID >= 0:
@@ -260,7 +260,7 @@ func (n *node) makeRule() error {
 		return fmt.Errorf("reading the loopback interface: %w", err)
 	}
 	if name := lo.Attrs().Name; name != "lo" {
-		return fmt.Errorf("the loopback interface is called %s; give it the name lo again", name)
+		return fmt.Errorf("the loopback interface is called %s; rename it to lo", name)
 	}
 	r := netlink.NewRule()
 	r.Family, r.Priority, r.Protocol = af(n.family), priority, protocol

@@ -113,7 +113,7 @@ func (l *Layer) read() (s seen, err error) {
 	if s.sink.fit() {
 		s.there = append(s.there, sink)
 		if s.sink.disabled {
-			s.withoutSink = fmt.Sprintf("by the blackhole alone: IPv6 is disabled on %s, so that FORWARD sees none of these packets",
+			s.withoutSink = fmt.Sprintf("by the blackhole alone: IPv6 is disabled on %s, so FORWARD sees none of these packets",
 				namesOf(l.family).sink)
 		}
 	}
@@ -205,7 +205,7 @@ func unsupported(err error) bool {
 func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 	s, ok := f.Plan.(seen)
 	if !ok {
-		return errors.New("repairing the route layer: the finding is not one of its looks")
+		return errors.New("repairing the route layer: the finding is not its own")
 	}
 	var errs []error
 	for _, r := range s.inTheWay {
@@ -236,7 +236,7 @@ func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 func (l *Layer) put(p piece, s *seen) error {
 	if p == sink {
 		if s.sink.foreign {
-			return fmt.Errorf("making the sink: the name %s is taken: %s; give that link another", namesOf(l.family).sink, s.sink.unfit)
+			return fmt.Errorf("making the sink: the name %s is taken: %s; rename that link", namesOf(l.family).sink, s.sink.unfit)
 		}
 		if _, err := l.kernel.DeleteSink(); err != nil {
 			return err

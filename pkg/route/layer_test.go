@@ -396,10 +396,10 @@ func TestForeignLinkOfThatName(t *testing.T) {
 	k.sh("ip link add %s type bridge; ip link set %s up", name, name)
 	found := k.look(imds.IPv4)
 	err := k.Host().Do(func() error { return k.layers[imds.IPv4].Repair(policy.Policy{}, found) })
-	if err == nil || !strings.Contains(err.Error(), "the name imds-guard4 is taken: it is a bridge and none of ours") {
+	if err == nil || !strings.Contains(err.Error(), "the name imds-guard4 is taken: it is a bridge and not ours") {
 		t.Errorf("repairing: %v", err)
 	}
-	k.must(imds.IPv4, layer.Missing, "the sink (it is a bridge and none of ours)")
+	k.must(imds.IPv4, layer.Missing, "the sink (it is a bridge and not ours)")
 	k.served(imds.IPv4, false)
 	if routes := k.sh("ip route show table %d", table); strings.Contains(routes, name) {
 		t.Errorf("a route leads into it:\n%s", routes)

@@ -100,7 +100,7 @@ func TestLinksByName(t *testing.T) {
 	has := func(what string) bool { return strings.Contains(k.sh("ip -br link"), what) }
 
 	k.sh("ip link del %s; ip link property add dev %s altname %s", name, podLinks[1], name)
-	if err := repair(); err == nil || !strings.Contains(err.Error(), "is another one of "+podLinks[1]) {
+	if err := repair(); err == nil || !strings.Contains(err.Error(), "is an alternative name of "+podLinks[1]) {
 		t.Errorf("with an altname in the way: %v", err)
 	}
 	if err := k.Host().Do(func() error { _, err := Cleanup(imds.IPv4); return err }); err != nil {

@@ -68,7 +68,7 @@ func (r *Removed) clean(node forward, ours []Rule) (err error) {
 	case found:
 		err = errors.New("rules keep coming back; is an agent still running on this node?")
 	case more:
-		err = errors.New("somebody writes rules all the time, so that the chain can't be read to its end; try again")
+		err = errors.New("rules keep changing, so the chain can't be read to its end; try again")
 	}
 	return err
 }

@@ -60,7 +60,7 @@ func (l Line) twin(want []Rule) string {
 	if !form || slices.Contains(want, l.Rule) {
 		return ""
 	}
-	return "; if another imds-guard put it there, the two will fight for ever: give both the same flags, or stop one"
+	return "; if another imds-guard put it there, the two will fight forever: give both the same flags, or stop one"
 }
 
 // shadow looks for a line above the first copy of a wanted rule that can let a packet through which that rule is there to

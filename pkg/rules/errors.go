@@ -56,7 +56,7 @@ func (e *CommandError) Error() string {
 	hint := ""
 	var exit exitError
 	if errors.As(e.Err, &exit) && exit.ExitStatus() < 0 && !errors.Is(e.Err, errHung) {
-		hint = " (a signal ended it; out of memory?)"
+		hint = " (killed by a signal; out of memory?)"
 	}
 	said := strings.Join(strings.FieldsFunc(e.Err.Error(), func(r rune) bool { return r == '\n' }), "; ")
 	return fmt.Sprintf("running iptables to %s %s rules: %s%s", e.Operation, e.Family, said, hint)
@@ -65,7 +65,7 @@ func (e *CommandError) Error() string {
 func (e *CommandError) Unwrap() error { return e.Err }
 
 // errHung is the cause of a command that was killed because it did not end.
-var errHung = errors.New("the command did not end and was killed")
+var errHung = errors.New("the command hung and was killed")
 
 // exitError is what a failed command leaves: *iptables.Error for go-iptables, *restoreError for our own.
 type exitError interface {

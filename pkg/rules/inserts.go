@@ -18,7 +18,7 @@ const (
 )
 
 // errUnrecognised is why no rule is inserted although none is seen. It is no failed command.
-var errUnrecognised = errors.New("inserted rules are in the chain and are not recognised there")
+var errUnrecognised = errors.New("inserted rules are in the chain but are not recognised there")
 
 // inserts counts the rules that were inserted, are in the kernel, and are not recognised there. Should iptables
 // fail to print, or we to recognise, a rule that is there (iptables -C did so in 1.8.10, cloudnativelabs/kube-router#1676,
@@ -77,7 +77,7 @@ func (i *inserts) read(recognised bool, named map[string]bool, now time.Time) (p
 		i.notBefore = now.Add(firstPause << min(n-maxUnrecognised, 24))
 	}
 	if pause = i.notBefore.Sub(now); pause > 0 {
-		return pause, fmt.Errorf("%w: %d of them, neither by what iptables prints nor by what the kernel says; the next try is in %s",
+		return pause, fmt.Errorf("%w: %d of them, neither in what iptables prints nor in what the kernel lists; the next try is in %s",
 			errUnrecognised, n, pause.Round(time.Second))
 	}
 	return 0, nil

@@ -15,7 +15,7 @@ func unsupported(f imds.Family, err error) (detail string, yes bool) {
 	case !f.Present():
 		return "the kernel runs without IPv6", true
 	case withoutNetfilter(err) && !f.Forwarded():
-		return "the kernel has no IPv6 netfilter, and forwards no IPv6", true
+		return "the kernel has no IPv6 netfilter, and does not forward IPv6", true
 	}
 	return "", false
 }

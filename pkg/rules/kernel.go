@@ -129,15 +129,15 @@ func (k kernelChain) useless() string {
 	if !k.Exists || works {
 		return ""
 	}
-	remedy := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard makes it anew", nftFamily(k.want), tableName, chainName)
+	remedy := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard will recreate it", nftFamily(k.want), tableName, chainName)
 	switch {
 	case k.Dormant:
-		return fmt.Sprintf("nftables table %s is dormant: its rules are there and are not evaluated; "+
+		return fmt.Sprintf("nftables table %s is dormant: its rules exist but are not evaluated; "+
 			"`nft add table %s %s` wakes it", tableName, nftFamily(k.want), tableName)
 	case k.Type == "":
 		return fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName) + remedy
 	}
-	return fmt.Sprintf("nftables chain %s is of type %s at hook %s: no forwarded packet enters it as filter/forward does",
+	return fmt.Sprintf("nftables chain %s is of type %s at hook %s: it does not see forwarded packets as a filter/forward chain does",
 		chainName, k.Type, hookName(k.Hook)) + remedy
 }
 
@@ -171,7 +171,7 @@ func (k kernelChain) state(why error) (state layer.State, detail string) {
 		}
 		for _, above := range k.Top[:min(first, len(k.Top))] {
 			if !above.Stops && !ours[above.Handle] {
-				return Shadowed, fmt.Sprintf("rule %d, handle %d, stands above %q, and what it does was not listed: %v",
+				return Shadowed, fmt.Sprintf("rule %d, handle %d, stands above %q, and iptables did not list what it does: %v",
 					above.Position+1, above.Handle, r, why)
 			}
 		}

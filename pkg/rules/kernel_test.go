@@ -137,7 +137,7 @@ func TestKernelState(t *testing.T) {
 		{one, "0 accept odd jump", layer.Enforced, "by the kernel's own list alone: a reason"},
 		{one, "accept 0", Shadowed, "rule 1, handle 1, stands above \"-A FORWARD"},
 		{one, "drop drop odd 0", Shadowed, "rule 3, handle 3, stands above"},
-		{one, "jump 0", Shadowed, "was not listed: a reason"},
+		{one, "jump 0", Shadowed, "iptables did not list what it does: a reason"},
 		{one, "drop 0", Displaced, "-i eni+ -j DROP\" is not in its place at the top"},
 		{one, "0 0", Duplicate, "-i eni+ -j DROP\" is in the chain 2 times"},
 		{one, "0 accept 0 0", Duplicate, "3 times"},

@@ -20,7 +20,7 @@ func list(f imds.Family, lines func() ([]string, error)) (Chain, error) {
 		return Chain{}, &CommandError{Family: f, Operation: OpList, Reason: ReasonOther, Err: err}
 	}
 	if len(text) == 0 || !strings.HasPrefix(text[0], "-P "+chainName+" ") {
-		return failed(fmt.Errorf("%s has no policy in its output, as if it were no chain of a hook", chainName))
+		return failed(fmt.Errorf("%s is listed without a policy, as if it were not a base chain", chainName))
 	}
 	chain := Chain{Lines: make([]Line, 0, len(text)-1)}
 	for i := 1; i < len(text); i++ {

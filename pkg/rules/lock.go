@@ -13,10 +13,10 @@ import (
 )
 
 // ErrAgentRuns is returned to a cleanup whose work an agent would undo.
-var ErrAgentRuns = errors.New("an agent runs on this node and would put the rules back; stop it first")
+var ErrAgentRuns = errors.New("an agent is running on this node and would put the rules back; stop it first")
 
 // ErrCleanupRuns is returned to an agent whose record a cleanup would remove.
-var ErrCleanupRuns = errors.New("a cleanup runs on this node")
+var ErrCleanupRuns = errors.New("a cleanup is running on this node")
 
 // MarkRunning says by a lock, until the process ends, that an agent runs. There may be several: an old and a new one.
 func (r Record) MarkRunning() error {

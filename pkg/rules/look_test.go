@@ -142,16 +142,16 @@ func TestLooksThatFail(t *testing.T) {
 			layer.Missing, "is dormant", nil},
 		{"the kernel's list is cut off", NFT, func(_ *kept, f *flawed) {
 			f.reading = func(_ int, c *netfilter.NFTChain) error { c.Incomplete = true; return nil }
-		}, layer.Enforced, "by the kernel's own list alone: somebody writes all the time", nil},
+		}, layer.Enforced, "by the kernel's own list alone: rules keep changing", nil},
 		{"somebody writes all the time", NFT, func(k *kept, f *flawed) { f.listing = func() { k.below("-j ACCEPT", accept) } }, layer.Enforced,
-			"by the kernel's own list alone: somebody writes all the time", nil},
+			"by the kernel's own list alone: rules keep changing", nil},
 		{"iptables lists another moment", NFT, func(_ *kept, f *flawed) {
 			f.lie = func(lines []string) []string { return append(lines, "-A FORWARD -c 0 0 -j ACCEPT") }
-		}, layer.Enforced, "somebody writes all the time", nil},
+		}, layer.Enforced, "rules keep changing", nil},
 		{"iptables lists ours at another moment", NFT, func(k *kept, f *flawed) {
 			k.below("-j ACCEPT", accept)
 			f.lie = func(lines []string) []string { return append(lines[:2], lines[1]) }
-		}, layer.Enforced, "somebody writes all the time", nil},
+		}, layer.Enforced, "rules keep changing", nil},
 
 		{"iptables fails", Legacy, func(_ *kept, f *flawed) { f.listErr = command }, layer.Unknown, "broken", command},
 		{"no summary", Legacy, func(_ *kept, f *flawed) { f.summaryErr = errBroken }, layer.Enforced, "", nil},

@@ -174,7 +174,7 @@ func (t *Table) lookNFT(kernel kernelChain, err error, doubt func(string)) seen 
 		case kernel.Length > maxListed:
 			return t.byKernel(kernel, fmt.Errorf("%s has more than %d rules", chainName, maxListed))
 		case kernel.Incomplete:
-			return t.byKernel(kernel, errors.New("somebody writes all the time"))
+			return t.byKernel(kernel, errors.New("rules keep changing"))
 		}
 		var chain Chain
 		before := kernel
@@ -185,7 +185,7 @@ func (t *Table) lookNFT(kernel kernelChain, err error, doubt func(string)) seen 
 		if before.sameAs(kernel) && len(chain.Lines) == kernel.Length && kernel.shows(chain, kernel.want) {
 			return t.agreed(chain, kernel)
 		}
-		why = errors.New("somebody writes all the time")
+		why = errors.New("rules keep changing")
 	}
 	switch {
 	case err != nil:

@@ -74,7 +74,7 @@ func TestAuditMode(t *testing.T) {
 	if got := n.forward(v); got[0] != v.ours() {
 		t.Errorf("the admin's rule went: %q", got)
 	}
-	const blocks = "rules like those of imds-guard are in FORWARD (iptables ipv4) and block pods in audit mode, too"
+	const blocks = "rules like those of imds-guard are in FORWARD (iptables ipv4) and block pods even in audit mode"
 	if _, stdout, _ := n.guard(append([]string{"check", "--mode", "audit"}, flags...)...); !strings.Contains(stdout, blocks) {
 		t.Errorf("check says nothing of the admin's rule:\n%s", stdout)
 	}
@@ -213,7 +213,7 @@ func TestWhoAsks(t *testing.T) {
 		}
 		return true
 	})
-	if lines := a.log.Count("and is refused", "namespace=shop"); lines != 6 {
+	if lines := a.log.Count("and was refused", "namespace=shop"); lines != 6 {
 		t.Errorf("the log has %d lines", lines)
 	}
 
@@ -311,7 +311,7 @@ func TestReportSocket(t *testing.T) {
 			t.Errorf("report -o %s ends with %d: %s%s", output, code, stdout, stderr)
 		}
 	}
-	if code, _, stderr := n.guard("report", "-o", "xml"); code != 2 || !strings.Contains(stderr, `--output: "xml" is none; use text, json or yaml`) {
+	if code, _, stderr := n.guard("report", "-o", "xml"); code != 2 || !strings.Contains(stderr, `--output: "xml" is not valid; use text, json or yaml`) {
 		t.Errorf("report -o xml ends with %d: %s", code, stderr)
 	}
 }
@@ -356,7 +356,7 @@ func TestAuditModeWithoutSockets(t *testing.T) {
 	flags = append(flags, "--mode", "audit", "--pods-cgroup", "/sys/fs/cgroup/nowhere")
 	a = n.startReady(flags...)
 	eventually(t, "nothing is blocked", func() bool { return allAre(n.calls(n.pod.Namespace), "sent") && n.served(variants[0]) })
-	if r := n.report(); !strings.Contains(r.Incomplete, "attempts of ipv4 may be missing: the layer is unknown") || r.Protected {
+	if r := n.report(); !strings.Contains(r.Incomplete, "ipv4 attempts may be missing: the cgroup layer is unknown") || r.Protected {
 		t.Errorf("the report: %+v", r)
 	}
 }

@@ -99,7 +99,7 @@ func TestPastForward(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
 	n.sh("NETNS=%s; %s", n.pod.Path(), macvlan)
-	way := "past FORWARD (macvlan: interface mv0 of the pod behind " + n.pod.Ifname + ")"
+	way := "bypass FORWARD (macvlan: interface mv0 of the pod behind " + n.pod.Ifname + ")"
 	checks := func(code int, want ...string) {
 		t.Helper()
 		got, stdout, stderr := n.guard(append([]string{"check"}, extra...)...)
@@ -110,7 +110,7 @@ func TestPastForward(t *testing.T) {
 		}
 	}
 	a := n.startReady(append(extra, "--resync-period", "200ms")...)
-	checks(0, way, "no raw frames (AF_PACKET)")
+	checks(0, way, "raw frames (AF_PACKET) are not stopped")
 	// Now the layer can't be read any more, be it in force or not. (At one stroke: between two umounts the agent has repaired the
 	// layer in a bpffs below, and that one was busy then.)
 	n.sh("mount -t tmpfs none /sys/fs/bpf")
@@ -158,7 +158,7 @@ func TestNoCgroup2(t *testing.T) {
 	eventually(t, "what the node can't have degrades nothing", func() bool {
 		return a.metric("imds_guard_degraded") == 0 && a.metric("imds_guard_protected") == 1
 	})
-	if got := a.log.Count("can't have this layer", "layer=cgroup", "family=ipv6", "no cgroup v2 is mounted"); got != 1 {
+	if got := a.log.Count("does not support the layer", "layer=cgroup", "family=ipv6", "no cgroup v2 is mounted"); got != 1 {
 		t.Errorf("%d lines say so", got)
 	}
 }

@@ -182,7 +182,7 @@ func TestFightOverTheTop(t *testing.T) {
 		stop()
 		_ = fight.Wait()
 		eventually(t, "the rule is on top after the fight", func() bool { return n.onTop(v) && a.ready() })
-		if lines := a.log.Count("somebody keeps undoing the repairs", "family="+string(v.family)); lines != 1 {
+		if lines := a.log.Count("something keeps undoing the repairs", "family="+string(v.family)); lines != 1 {
 			t.Errorf("%d log lines say that there is a fight", lines)
 		}
 		if lines := a.log.Count("level=WARN", "rules drifted", "family="+string(v.family)); lines > 6 {

@@ -307,7 +307,7 @@ func TestEgressGatewayAndTunnel(t *testing.T) {
 		t.Error("the tunnel is counted as an interface of a pod")
 	}
 	code, stdout, _ = n.guard("check", "--interface", "gw0")
-	if code != 0 || !strings.Contains(stdout, "flannel.1: a tunnel is a way in") {
+	if code != 0 || !strings.Contains(stdout, "flannel.1: packets that a pod sends to the node inside this tunnel") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 }
@@ -321,7 +321,7 @@ func TestCheckSuggestsWhatIsAccepted(t *testing.T) {
 		n.sh(`ip netns add odd%d; ip link add "%s" type veth peer name peer netns odd%d`, i, name, i)
 	}
 	code, stdout, _ := n.guard("check")
-	if code != 1 || strings.Count(stdout, "no --interface value can name it") != 4 || strings.Contains(stdout, "add --interface") {
+	if code != 1 || strings.Count(stdout, "no --interface value can match it") != 4 || strings.Contains(stdout, "add --interface") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 }

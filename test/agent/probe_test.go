@@ -72,7 +72,7 @@ func TestCheckProbe(t *testing.T) {
 	counts := !strings.HasPrefix(n.sh("uname -r"), "6.1.")
 	byRoute, unnamed := "stopped by route", "stopped by route"
 	if !counts {
-		byRoute, unnamed = "error: no layer has counted it, and it was not answered", "stopped: it was not seen to leave the node"
+		byRoute, unnamed = "error: no layer counted it, and no answer came", "stopped: it was not seen leaving the node"
 	}
 	packets := func(forward string) (list []string) {
 		for _, f := range imds.Families {

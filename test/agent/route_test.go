@@ -60,7 +60,7 @@ func TestBothLayers(t *testing.T) {
 	eventually(t, "each interface counts once", func() bool {
 		return a.metric(covered) == 1 && a.metric(gauge("interfaces", `coverage="route"`)) == 2 && a.metric(uncovered) == 0
 	})
-	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "route ipv6     enforced") || !strings.Contains(stdout, "0 covered by nothing") {
+	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "route ipv6     enforced") || !strings.Contains(stdout, "0 not covered") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 	eventually(t, "it is protected by both", func() bool {
@@ -148,7 +148,7 @@ func TestWithoutIptables(t *testing.T) {
 	}
 	eventually(t, "a layer that the node can't have makes it not degraded", func() bool { return a.metric("imds_guard_degraded") == 0 })
 	a.awaitLooks(variants[0], 5)
-	if got := a.log.Count("can't have this layer", "layer=iptables", "family=ipv4", "none of iptables-nft, iptables-legacy is in PATH"); got != 1 {
+	if got := a.log.Count("does not support the layer", "layer=iptables", "family=ipv4", "none of iptables-nft, iptables-legacy is in PATH"); got != 1 {
 		t.Errorf("%d lines say so", got)
 	}
 	a.kill()
