@@ -69,7 +69,7 @@ func newCleanup() *cobra.Command {
 	return cmd
 }
 
-// remove removes all layers, whatever fails, and says of each what was there.
+// remove removes every layer, going on after errors, and prints what it found of each.
 func remove(out io.Writer, patterns []ifpattern.Pattern) (found bool, err error) {
 	removed, err := rules.Cleanup(imds.Families, patterns)
 	errs := []error{err}

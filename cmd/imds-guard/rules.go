@@ -1,4 +1,4 @@
-// imds-guard rules: what would be enforced.
+// imds-guard rules: prints what would be enforced.
 
 package main
 

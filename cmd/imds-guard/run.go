@@ -64,12 +64,11 @@ func newLogger(c config.Config, to io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(to, options))
 }
 
-// checkFiles finds what is wrong with the files and the surroundings that the settings speak of, and that only the agent
-// needs.
+// checkFiles checks the files and the environment that the settings refer to, as far as only the agent needs them.
 func checkFiles(c config.Config) error {
 	var errs []error
 	if err := web.Validate(c.WebConfigFile); err != nil {
-		words := strings.Join(strings.Fields(err.Error()), " ") // the YAML library writes lines
+		words := strings.Join(strings.Fields(err.Error()), " ") // the YAML library's errors span several lines
 		errs = append(errs, fmt.Errorf("--web-config-file: reading %s: %s", c.WebConfigFile, words))
 	}
 	if !agent.UsesAPI(c) {

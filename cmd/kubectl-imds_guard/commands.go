@@ -1,4 +1,4 @@
-// kubectl imds-guard report and status: both ask the agents, and differ in what they print.
+// kubectl imds-guard report and status: both ask the agents and differ only in what they print.
 
 package main
 
@@ -17,15 +17,15 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/report"
 )
 
-// document is what is printed as JSON or YAML.
+// document is the output as JSON or YAML.
 type document struct {
 	Nodes      []report.Node `json:"nodes"`
 	Unanswered []unanswered  `json:"unanswered"`
-	// Workloads are report's alone.
+	// Workloads is set by report only.
 	Workloads *[]advised `json:"workloads,omitempty"`
 }
 
-// advised is a workload with what to do about it.
+// advised is a workload with advice on what to do about it.
 type advised struct {
 	report.Workload
 	Advice string `json:"advice"`
@@ -58,7 +58,7 @@ func newStatus(c *cluster) *cobra.Command {
 
 var errInterrupted = errors.New("interrupted before every node had answered")
 
-// asking is what the flags of a command say that asks the agents.
+// asking holds the flags of a command that asks the agents.
 type asking struct {
 	output   string
 	node     string
@@ -77,8 +77,8 @@ func (o asking) check() error {
 	return errors.Join(errs...)
 }
 
-// newAsk makes a command that asks the agents. text prints what they say; complete puts into the document what is the command's
-// own.
+// newAsk makes a command that asks the agents. text prints their answers; complete adds to the document what only this command
+// has.
 func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) error, complete func(*document)) *cobra.Command {
 	var o asking
 	flags := cmd.Flags()
@@ -128,7 +128,7 @@ func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) 
 	return cmd
 }
 
-// progress is a line on a terminal; nothing elsewhere.
+// progress is a progress line on a terminal, and nothing elsewhere.
 type progress struct{ bar *progressbar.ProgressBar }
 
 func newProgress(stderr io.Writer, nodes int) progress {

@@ -1,5 +1,5 @@
-// Command kubectl-imds_guard is the kubectl plugin `kubectl imds-guard`: it asks the agents of all nodes and puts together what
-// they say. This file only parses and wires.
+// Command kubectl-imds_guard is the kubectl plugin `kubectl imds-guard`: it asks the agents on all nodes and merges their
+// answers. This file only parses and wires.
 package main
 
 import (
@@ -24,12 +24,12 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the program. An error may come from a server or a node, and goes to a terminal.
+// run runs the program. Errors are made printable, since they may come from a server or a node and go to a terminal.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return command.Run(ctx, newRoot(), args, stdout, stderr, report.Printable)
 }
 
-// complain says what is no reason to end.
+// complain prints an error that does not end the program.
 func complain(cmd *cobra.Command, err error) {
 	command.Complain(cmd.ErrOrStderr(), cmd.Root(), err, report.Printable)
 }

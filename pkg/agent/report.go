@@ -1,4 +1,4 @@
-// What the agent says of itself and of who asks.
+// The agent's report on itself and on who asks.
 
 package agent
 

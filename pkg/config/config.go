@@ -24,13 +24,13 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// Config is a configuration that was found to be right.
+// Config is a valid configuration.
 type Config struct {
-	// Interfaces has at least one pattern, and none twice.
+	// Interfaces has at least one pattern and no duplicates.
 	Interfaces []ifpattern.Pattern
-	// Layers has at least one name, and none twice.
+	// Layers has at least one name and no duplicates.
 	Layers []string
-	// PodsCgroup is the cgroup v2 directory below which pods live; empty if it is to be looked for.
+	// PodsCgroup is the cgroup v2 directory below which pods live; empty if it is to be detected.
 	PodsCgroup string
 
 	// Mode says whether anything is stopped at all.
@@ -38,50 +38,48 @@ type Config struct {
 	Backend rules.Backend
 	Verdict policy.Verdict
 	Resync  time.Duration
-	// Attribution: who asks is named, by what the API server says of the node's pods.
+	// Attribution: pods that ask are named, from the API server's list of the node's pods.
 	Attribution bool
-	// HostNetwork is what happens to sockets of pods in the node's network, and HostNamespaces are those whose pods are let through
-	// all the same.
+	// HostNetwork is what happens to the sockets of hostNetwork pods; those in HostNamespaces are let through in any case.
 	HostNetwork    policy.HostNetwork
 	HostNamespaces []string
-	// ProbeInterval is how often a packet of our own is sent; 0 for never.
+	// ProbeInterval is how often to probe; 0 for never.
 	ProbeInterval time.Duration
 	// MetricsAddress is empty if the endpoints are off.
 	MetricsAddress string
 	// HealthAddress is empty if /healthz and /readyz are served where the metrics are.
 	HealthAddress string
-	// WebConfigFile is the file that says how MetricsAddress is protected; empty for not at all.
+	// WebConfigFile is the file that says how MetricsAddress is protected; empty for no protection.
 	WebConfigFile string
 	Kubernetes    Use
-	// Kubeconfig is the file that says how to reach the API server; empty for what the kubelet gives a pod.
+	// Kubeconfig is the file that says how to reach the API server; empty for a pod's service account.
 	Kubeconfig string
-	// NodeName is the name of the Node object; empty if nobody gave it.
+	// NodeName is the name of the Node object; empty if it is not set.
 	NodeName string
 	LogLevel slog.Level
 	// LogFormat is text or json.
 	LogFormat string
 }
 
-// Policy is what the configuration asks for.
+// Policy returns the policy that the configuration asks for.
 func (c Config) Policy() policy.Policy {
 	return policy.New(c.Interfaces, c.Verdict).WithHostNetwork(c.HostNetwork).WithMode(c.Mode)
 }
 
-// layers are the names of all that there are, all of which are kept unless others are asked for. packetLayers are those that
-// close a path by themselves.
+// layers are the names of all layers, which is also the default. packetLayers are those that close a path by themselves.
 var (
 	layers       = []string{rules.LayerName, route.LayerName, cgroup.LayerName}
 	packetLayers = layers[:2]
 )
 
-// The bounds of the resync period: shorter, and looking costs more than repairing; longer, and "at the latest" means
-// nothing.
+// The bounds of the resync period: with a shorter one, looking costs more than repairing; with a longer one, "at the latest"
+// means nothing.
 const (
 	minResync = 100 * time.Millisecond
 	maxResync = time.Hour
 )
 
-// The bounds of the interval between probes, each of which makes an interface for a moment.
+// The bounds of the interval between probes, each of which creates an interface for a moment.
 const (
 	minProbeInterval = 10 * time.Second
 	maxProbeInterval = 24 * time.Hour
@@ -92,13 +90,13 @@ const (
 	off = "off"
 )
 
-// hostNamespaces is a flag whose default is more than it says.
+// hostNamespaces is a flag whose actual default is more than its default value says.
 const hostNamespaces = "host-network-namespaces"
 
 // namespaceFile is where the kubelet tells a pod its namespace (kubernetes.io/docs, "Accessing the API from a Pod").
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-// ownNamespace is the agent's, if it is a pod with a token.
+// ownNamespace returns the agent's own namespace, if it is a pod with a token.
 func ownNamespace() []string {
 	name, err := os.ReadFile(namespaceFile)
 	if err != nil {
@@ -185,14 +183,14 @@ func NewOptions() *Options {
 	return o
 }
 
-// AddTo gives a command the flags.
+// AddTo adds the flags to a command.
 func (o *Options) AddTo(flags *pflag.FlagSet) {
 	flags.AddFlagSet(o.flags)
 	flags.StringVar(&o.file, "config", "", "YAML `file` with the same settings, keyed by flag name; flags given on the command line win")
 }
 
-// Load reads the file, if there is one, and checks everything. The error has a line for each thing that is wrong, naming
-// the setting and what to write instead.
+// Load reads the file, if there is one, and checks everything. The error has a line for each problem that names the setting and
+// the fix.
 func (o *Options) Load() (Config, error) {
 	if o.file != "" {
 		if err := o.readFile(); err != nil {
@@ -321,7 +319,7 @@ func (o *Options) Load() (Config, error) {
 	return c, errors.Join(errs...)
 }
 
-// defaultLogFormat tells a cluster by the variable that the kubelet sets in every container.
+// defaultLogFormat recognises a cluster by the variable that the kubelet sets in every container.
 func defaultLogFormat() string {
 	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
 		return "json"
@@ -340,7 +338,7 @@ func checkAddress(address string) error {
 	return nil
 }
 
-// port is an address's, or empty.
+// port returns an address's port, or nothing.
 func port(address string) string {
 	_, port, _ := net.SplitHostPort(address)
 	return port

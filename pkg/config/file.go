@@ -1,4 +1,4 @@
-// The YAML file: the flags' names as keys, and nothing else.
+// The YAML file: its keys are the flags' names, and nothing else is allowed.
 
 package config
 
@@ -14,8 +14,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// readFile sets every flag that the file names and the command line does not. A value is taken as it is written: `off`
-// stays that word instead of becoming a boolean, as YAML 1.1 would have it.
+// readFile sets every flag that the file names and the command line does not. A value is taken literally: `off` stays that word
+// instead of becoming a boolean, as it would in YAML 1.1.
 func (o *Options) readFile() error {
 	text, err := os.ReadFile(o.file)
 	if err != nil {
@@ -71,7 +71,7 @@ func (o *Options) setField(given map[string]bool, key, value *yaml.Node) error {
 	return nil
 }
 
-// fieldText is a value as it would stand on the command line: a word, or a list joined by commas.
+// fieldText returns a value as it would be on the command line: a word, or a list joined by commas.
 func fieldText(value *yaml.Node) (string, error) {
 	switch value.Kind {
 	case yaml.ScalarNode:

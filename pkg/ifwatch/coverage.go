@@ -16,7 +16,7 @@ func Uncovered(interfaces []Interface, patterns []ifpattern.Pattern) []Interface
 	})
 }
 
-// prefixes are the beginnings of names after which comes a part that differs from pod to pod.
+// prefixes are the beginnings of names whose rest differs from pod to pod.
 var prefixes = []string{"eni", "vlan", "cali", "lxc", "knet", "veth", "br-", "cni"}
 
 // Fix says what to do so that a pattern covers an interface.

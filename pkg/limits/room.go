@@ -9,16 +9,16 @@ import (
 	"strings"
 )
 
-// limit is a bound on how many threads there may be, in one place and at this moment.
+// limit is one of the bounds on the number of threads, at this moment.
 type limit struct {
 	name      string
 	max, used int
 	raise     string // what raises it
 }
 
-// checkRoom returns an error if the process may not have n threads in all, and its commands beside them.
+// checkRoom returns an error if the process may not have n threads in total plus its commands.
 //
-// RLIMIT_NPROC is not looked at: the kernel exempts root from it (kernel/fork.c, copy_process).
+// RLIMIT_NPROC is not checked: the kernel exempts root from it (kernel/fork.c, copy_process).
 func checkRoom(n int) error {
 	cgroups, hidden := cgroupLimits(read("/proc/self/cgroup"), read("/proc/self/mountinfo"))
 	own := ownThreads()
@@ -29,7 +29,7 @@ func checkRoom(n int) error {
 		}
 	}
 	if hidden {
-		return try(n - own) // without the commands: it takes one or two more than it is asked for
+		return try(n - own) // without the commands: the trial itself takes one or two more threads
 	}
 	return nil
 }
@@ -54,7 +54,7 @@ func kernelLimits() (limits []limit) {
 	return limits
 }
 
-// read returns a file's text without the space around it; nothing if it can't be read.
+// read returns a file's text without surrounding space, or nothing if it can't be read.
 func read(file string) string {
 	text, _ := os.ReadFile(file)
 	return strings.TrimSpace(string(text))

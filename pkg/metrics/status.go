@@ -1,5 +1,4 @@
-// What is known of the layers, judged at every scrape: a gauge that was set once would stay green while a
-// keeper hangs.
+// The state of the layers, judged at every scrape: a gauge that was set once would stay green while a keeper hangs.
 
 package metrics
 

@@ -9,7 +9,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/request"
 )
 
-// remedies say what to do about each kind of document, the most important first. One that is in no row is dealt with as
+// remedies are what to do about each kind of document, the most important first. Kinds that are not listed are treated as
 // request.Other.
 var remedies = []struct{ document, do string }{
 	{request.Credentials, "It uses the node's role: give its service account one of its own, with EKS Pod Identity or IRSA, and restart its pods."},
@@ -30,7 +30,7 @@ const (
 	letThrough    = " If it must reach the endpoint, add its namespace to --host-network-namespaces."
 )
 
-// importance is where a kind of document stands, 0 for the most important.
+// importance returns the rank of a kind of document, 0 for the most important.
 func importance(document string) int {
 	row := func(document string) int {
 		return slices.IndexFunc(remedies, func(r struct{ document, do string }) bool { return r.document == document })
@@ -41,8 +41,8 @@ func importance(document string) int {
 	return row(request.Other)
 }
 
-// Advice is what to do so that the workload needs the endpoint no more: a sentence for each kind of document that it asked for,
-// the most important first.
+// Advice says what to do so that the workload no longer needs the endpoint: a sentence for each kind of document that it asked
+// for, the most important first.
 func (w Workload) Advice() string {
 	asked := make([]bool, len(remedies))
 	for _, r := range w.Requests {
@@ -52,8 +52,8 @@ func (w Workload) Advice() string {
 	for i, r := range remedies {
 		switch {
 		case !asked[i]:
-		case r.document == request.Token && len(advice) > 0: // each request of IMDSv2 begins with one
-		case r.document == request.Placement && asked[importance(request.Credentials)]: // the role brings AWS_REGION with it
+		case r.document == request.Token && len(advice) > 0: // every use of IMDSv2 starts with a token
+		case r.document == request.Placement && asked[importance(request.Credentials)]: // giving it a role also sets AWS_REGION
 		default:
 			advice = append(advice, r.do)
 		}

@@ -6,8 +6,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// unsupported reports whether there is nothing to enforce in a family, err being why its chain could not be
-// read, if there is a reason.
+// unsupported reports whether there is nothing to enforce in a family. err is why its chain could not be read, if there is a
+// reason.
 func unsupported(f imds.Family, err error) (detail string, yes bool) {
 	switch {
 	case f != imds.IPv6:
