@@ -22,7 +22,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/request"
 )
 
-// says is an agent that says this.
+// says returns an agent with this answer.
 func says(text string) agentFunc {
 	return func(stdout, _ io.Writer, _ <-chan struct{}) int {
 		_, _ = io.WriteString(stdout, text)
@@ -30,7 +30,7 @@ func says(text string) agentFunc {
 	}
 }
 
-// reports is an agent that is well.
+// reports returns a working agent with this report.
 func reports(t *testing.T, n report.Node) agentFunc {
 	t.Helper()
 	n.Mode, n.Version = "audit", "v1"
@@ -55,7 +55,7 @@ func plugin(t *testing.T, flags []string, args ...string) (code int, stdout, std
 	return code, out.String(), errs.String()
 }
 
-// reasons are the unanswered nodes' by their names.
+// reasons returns the reasons of the unanswered nodes, by name.
 func reasons(d document) map[string]string {
 	m := map[string]string{}
 	for _, u := range d.Unanswered {
@@ -72,7 +72,8 @@ func parseJSON(t *testing.T, text string) (d document) {
 	return d
 }
 
-// Five hundred nodes, some of which are slow, dead or mad: exactly these are named, and the others' counts are summed up.
+// Of five hundred nodes, some of which are slow, dead or return garbage, exactly these are reported, and the counts of the
+// others are added up.
 func TestManyNodes(t *testing.T) {
 	var s standIn
 	want := map[string]string{}
@@ -175,7 +176,7 @@ func TestManyNodes(t *testing.T) {
 	}
 }
 
-// Nobody is asked where there is nobody to be asked; and of two agents on a node, the one that runs.
+// Nodes without a running agent are not asked; and of two agents on a node, the running one is.
 func TestTargets(t *testing.T) {
 	s := standIn{asked: make(chan string, 10)}
 	s.addNode("a", reports(t, report.Node{}))
@@ -225,7 +226,7 @@ func TestOneNode(t *testing.T) {
 	}
 }
 
-// Who may not list nodes is told so once, and gets what the agents say.
+// A user who may not list nodes is told so once, and gets the agents' answers all the same.
 func TestNodesForbidden(t *testing.T) {
 	var s standIn
 	s.addNode("a", reports(t, report.Node{}))
@@ -290,7 +291,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// What pods and nodes write reaches the terminal without a character that it could obey.
+// Text from pods and nodes reaches the terminal without characters that the terminal would interpret.
 func TestHostileText(t *testing.T) {
 	const evil = "\x1b]0;x\x07\u009b2J\u202e\x7f\r\n\U000e0001"
 	var s standIn

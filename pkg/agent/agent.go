@@ -264,7 +264,7 @@ func (a *agent) bypassesChanged(before, now datapath.Found) {
 		a.log.Warn("pods' packets bypass FORWARD; there, only the cgroup layer keeps them from the endpoint, and raw frames (AF_PACKET) are not stopped",
 			"ways", now.Ways)
 	case before.Err != datapath.ErrNotSearched:
-		a.log.Info("pods' packets are not seen to bypass FORWARD")
+		a.log.Info("found no way for pods' packets to bypass FORWARD")
 	}
 	a.observer.Wake()
 }

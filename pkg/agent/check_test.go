@@ -10,7 +10,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// What a person reads, line by line.
+// The text output, line by line.
 func TestCheckForAPerson(t *testing.T) {
 	for _, c := range []struct {
 		check Check
@@ -51,7 +51,7 @@ interfaces     0 pod-side, 0 not covered
 	}
 }
 
-// In JSON a list is one, even without anything in it.
+// In JSON, empty lists are lists and not null.
 func TestNamesOfInterfaces(t *testing.T) {
 	if got := names(nil); got == nil || len(got) != 0 {
 		t.Errorf("%#v", got)

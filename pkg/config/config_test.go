@@ -16,7 +16,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// load parses a command line and loads. A text that is not empty is the file's.
+// load parses a command line and loads the configuration. A text that is not empty becomes the config file.
 func load(t *testing.T, file string, args ...string) (Config, error) {
 	t.Helper()
 	o := NewOptions()
@@ -47,7 +47,7 @@ func patterns(t *testing.T, texts ...string) (list []ifpattern.Pattern) {
 	return list
 }
 
-// outside is the environment of a program that no kubelet has started.
+// outside sets the environment of a program that was not started by a kubelet.
 func outside(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	t.Setenv("NODE_NAME", "")
@@ -61,7 +61,7 @@ func defaults(t *testing.T) Config {
 	}
 }
 
-// Each setting by its flag and by the file is the same, and changes nothing else.
+// Each setting has the same effect as a flag and in the file, and changes nothing else.
 func TestSettings(t *testing.T) {
 	outside(t)
 	for _, c := range []struct {
@@ -154,7 +154,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// What is wrong is said in a line each, which names the setting and what to write instead.
+// Each problem is reported on a line of its own that names the setting and the fix.
 func TestWrongSettings(t *testing.T) {
 	outside(t)
 	for _, c := range []struct {

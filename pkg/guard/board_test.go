@@ -9,7 +9,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// What was read is judged by what has happened since, to the moment.
+// A reading is judged by what has happened since, with exact times.
 func TestPlaceIsJudged(t *testing.T) {
 	const fresh = 30 * time.Second
 	start := time.Now()
@@ -86,7 +86,7 @@ func TestVerified(t *testing.T) {
 	}
 }
 
-// That no packet of the family crosses the node is a proof as well.
+// It also counts as proof that no packet of the family crosses the node.
 func TestNoPathIsVerified(t *testing.T) {
 	now := time.Now()
 	p := newBoard(resync).add(layer.ID{})
@@ -96,7 +96,8 @@ func TestNoPathIsVerified(t *testing.T) {
 	}
 }
 
-// What was a proof is none when the reading may be out of date: neither that there is no path nor that any interface is covered.
+// A proof no longer counts when the reading may be out of date: neither that there is no path, nor that every interface is
+// covered.
 func TestProofsEnd(t *testing.T) {
 	now := time.Now()
 	for _, r := range []layer.Reading{

@@ -30,7 +30,7 @@ func (c *child) needs() int {
 // few are the processors of the children whose needs a test asks for before Prepare.
 var few = []string{"GOMAXPROCS=2"}
 
-// TestThreadsAreThere: nothing can be made any more, and all goes on.
+// TestThreadsAreThere: no thread can be created any more, and everything keeps working.
 func TestThreadsAreThere(t *testing.T) {
 	t.Parallel()
 	h := findHierarchy(t)
@@ -74,7 +74,7 @@ func TestThreadsAreMissing(t *testing.T) {
 	}
 }
 
-// TestRoom: as many as it asks for are enough, with less it says so. A trial is not that exact: it is about the threads.
+// TestRoom: as many as it asks for are enough, and with fewer it says so. A trial is less exact, since it only covers threads.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	h := findHierarchy(t)

@@ -207,7 +207,7 @@ func TestPodEvents(t *testing.T) {
 	}
 }
 
-// A fight floods nobody, and hides no event of another reason.
+// A fight causes no flood of events, and hides no event with another reason.
 func TestEventsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		id := layer.ID{Name: "iptables", Family: imds.IPv4}
@@ -261,7 +261,7 @@ func TestOperationOf(t *testing.T) {
 	}
 }
 
-// A pod is told by both variables that the kubelet sets.
+// A pod is recognised by both variables that the kubelet sets.
 func TestInCluster(t *testing.T) {
 	for _, c := range []struct {
 		host, port string

@@ -87,7 +87,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// What is known beside the layers decides, and is in the message.
+// The evidence beside the layers decides, and appears in the message.
 func TestJudgeByEvidence(t *testing.T) {
 	in, socketsOut := layer.Reading{State: layer.Enforced, AnyInterface: true}, layer.Reading{State: layer.Missing, SocketsOnly: true}
 	sockets := layer.Reading{State: layer.Enforced, SocketsOnly: true}

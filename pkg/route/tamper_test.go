@@ -10,7 +10,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// tampers are what somebody may do to the pieces so that they are there and don't work, or not as they should: a script for a
+// tampers are ways to tamper with the pieces so that they exist but don't work, or not as they should: each a script for a
 // family, with $E for the endpoint, $G for the gateway, $S for the sink and $T for the table.
 var tampers = []struct {
 	name  string
@@ -42,8 +42,8 @@ func (k *kept) tamper(f imds.Family, how string) {
 	k.sh("F=%s E=%s G=%s S=%s T=%d; %s", version(f), f.Endpoint().Addr(), gateway, namesOf(f).sink, table, how)
 }
 
-// What is put beside the pieces, or in their place, is seen and removed, and nothing else is: the node is served afterwards, and
-// no pod.
+// What is put beside the pieces, or in their place, is noticed and removed, and nothing else is. Afterwards the node is served,
+// and no pod.
 func TestTampered(t *testing.T) {
 	k := keep(t)
 	for _, f := range imds.Families {
@@ -135,7 +135,7 @@ func TestLinksByName(t *testing.T) {
 	}
 }
 
-// Cleanup removes what counts as ours, whoever is said to have made it, and each copy.
+// Cleanup removes what counts as ours, whatever its protocol says, including every copy.
 func TestCleanupOfCopies(t *testing.T) {
 	k := keep(t)
 	k.repairAll()

@@ -87,7 +87,7 @@ func TestIsRule(t *testing.T) {
 	}
 }
 
-// So much of the chain is read as is needed to judge every wanted rule, in whatever order they stand.
+// Only as much of the chain is read as is needed to judge every wanted rule, in whatever order they are.
 func TestReadKernelAsksForEnough(t *testing.T) {
 	want := wanted(t, policy.Reject, "eni+", "vlan+")
 	var scope netfilter.Scope
@@ -121,7 +121,7 @@ func TestReadKernelAsksForEnough(t *testing.T) {
 	}
 }
 
-// What the kernel's list says by itself. Of what stands above ours it only knows what can't but stop packets.
+// What the kernel's list says by itself. Of rules above ours it only recognises those that can do nothing but stop packets.
 func TestKernelState(t *testing.T) {
 	one, reject := wanted(t, policy.Drop, "eni+"), wanted(t, policy.Reject, "eni+")
 	two, four := wanted(t, policy.Drop, "eni+", "vlan+"), wanted(t, policy.Reject, "eni+", "vlan+")
@@ -253,7 +253,7 @@ func TestSameAs(t *testing.T) {
 	}
 }
 
-// What was harmless to other rules may not be to these.
+// What was harmless above other wanted rules may not be harmless above these.
 func TestSameAsForOtherRules(t *testing.T) {
 	f, before := kernelOf(t, wanted(t, policy.Drop, "eni+"), "accept")
 	if after, _ := readKernel(f.Kernel, endpoint, wanted(t, policy.Drop, "vlan+")); before.sameAs(after) {

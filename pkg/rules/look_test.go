@@ -208,7 +208,8 @@ func TestLongestChainThatIsListed(t *testing.T) {
 	}
 }
 
-// What the kernel's list shows of a change is doubted before iptables is asked, unless iptables has called it harmless before.
+// A change in the kernel's list makes the state doubtful before iptables is asked, unless iptables has called it harmless
+// before.
 func TestKernelMakesDoubt(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -235,8 +236,8 @@ func TestKernelMakesDoubt(t *testing.T) {
 	}
 }
 
-// Whichever of several rules are there, and in whatever order, all get to the top once each, nothing that was there is ever
-// away, and nobody else's rule is touched.
+// Whichever of several rules exist, in whatever order, all end up at the top once each; no existing rule is ever missing in
+// between, and no foreign rule is touched.
 func TestEverySubsetIsRepaired(t *testing.T) {
 	p := policyOf(t, policy.Reject, "eni+", "vlan+")
 	want := Desired(imds.IPv4, p)
@@ -392,7 +393,8 @@ func (k *kept) counted(lines []string) []string {
 	return lines
 }
 
-// What a lost rule was like is known only of a reading in which both agreed, and is forgotten with the backend.
+// The kernel's form of a lost rule is known only from a reading in which both agreed, and is forgotten when the backend
+// changes.
 func TestPutBackOnlyWhatIsKnown(t *testing.T) {
 	k, _ := keepFlawed(t, NFT, policyOf(t, policy.Drop, "eni+"))
 	if len(k.known) != 1 {

@@ -29,7 +29,7 @@ func own(namespace, name, uid, kind, controller string) corev1.Pod {
 	return p
 }
 
-// askingNode is a node with all layers and a stand-in for the API. flags are those for the agent, but for its mode.
+// askingNode returns a node with all layers and a stand-in for the API. flags are the agent's, except for its mode.
 func askingNode(t *testing.T) (n *node, s *api, flags []string) {
 	t.Helper()
 	n, extra := threeLayers(t)
@@ -59,8 +59,8 @@ func rows(r report.Node) (list []string) {
 	return list
 }
 
-// In audit mode nothing is blocked, and everybody who would be is told of; a rule that an admin has put there stays. Enforcing is one
-// restart away, without a gap once the node is protected, and back leaves nothing of it.
+// In audit mode nothing is blocked, and everyone who would be is reported; a rule that an admin put there stays. Enforcing is
+// one restart away, without a gap once the node is protected, and going back leaves nothing of it behind.
 func TestAuditMode(t *testing.T) {
 	t.Parallel()
 	n, s, flags := askingNode(t)
@@ -160,8 +160,8 @@ func TestAuditMode(t *testing.T) {
 	}
 }
 
-// A pod is told from others by its cgroup's UID, whatever its class, its container or its controller; also if it lives for a moment, is
-// in the node's network, or is named only when the API server is back.
+// A pod is identified by the UID in its cgroup's name, whatever its class, container or controller; also if it lives only for a
+// moment, uses hostNetwork, or gets its name only when the API server is back.
 func TestWhoAsks(t *testing.T) {
 	t.Parallel()
 	n, s, flags := askingNode(t)
@@ -316,7 +316,7 @@ func TestReportSocket(t *testing.T) {
 	}
 }
 
-// With --attribution=off no pod is asked for, named or told of.
+// With --attribution=off no pod is looked up, named or reported.
 func TestAttributionOff(t *testing.T) {
 	t.Parallel()
 	n, s, flags := askingNode(t)
@@ -343,7 +343,7 @@ func TestAttributionOff(t *testing.T) {
 	}
 }
 
-// Where the layer of sockets can't be put into audit mode, programs that refuse sockets go.
+// Where the layer of sockets can't be switched to audit mode, programs that refuse sockets are removed.
 func TestAuditModeWithoutSockets(t *testing.T) {
 	t.Parallel()
 	n, _, flags := askingNode(t)
@@ -361,7 +361,7 @@ func TestAuditModeWithoutSockets(t *testing.T) {
 	}
 }
 
-// The report says what check says: a pod behind an interface that nothing covers makes a node unprotected.
+// The report agrees with check: a pod behind an interface that nothing covers makes a node unprotected.
 func TestReportOfAnUncoveredInterface(t *testing.T) {
 	t.Parallel()
 	n, _, flags := askingNode(t)

@@ -38,8 +38,8 @@ func allAre(results []string, want string) bool {
 	return !slices.ContainsFunc(results, func(s string) bool { return s != want })
 }
 
-// Sockets are refused at once, also where packets would never come to FORWARD, and after the agent's end; cleanup gives
-// everything back. What is lost is put back and counted; it is no outage, since packets are stopped by others.
+// Sockets are refused at once, also where packets would never reach FORWARD, and after the agent has exited; cleanup undoes all
+// of it. What is lost is put back and counted; that is not an outage, since other layers stop packets.
 func TestSockets(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
@@ -93,8 +93,8 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// A node with a way past FORWARD is not protected by what stops packets there, however many layers do; nor while nobody can be
-// refused a socket.
+// A node with a way past FORWARD is not protected by the layers that stop packets there, however many there are; nor while
+// sockets can't be refused.
 func TestPastForward(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
@@ -144,7 +144,7 @@ func TestProbeWithoutSockets(t *testing.T) {
 	}
 }
 
-// A node without cgroup v2 can't have the layer. That is said once, and degrades nothing.
+// A node without cgroup v2 does not support the layer. That is logged once, and degrades nothing.
 func TestNoCgroup2(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

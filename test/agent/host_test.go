@@ -16,8 +16,8 @@ func podCgroup(uid string) string {
 	return "burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(uid, "-", "_") + ".slice/container"
 }
 
-// Pods in the node's network come and go. Those of the namespaces that are let through are served, others are refused and named; and
-// so they stay while the API server is away, and when the agent has been killed.
+// hostNetwork pods come and go. Those in the namespaces that are let through are served; others are refused and named. That
+// stays so while the API server is away, and after the agent was killed.
 func TestHostNetworkPods(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
@@ -98,7 +98,7 @@ func TestHostNetworkPods(t *testing.T) {
 	eventually(t, "with audit all are served", func() bool { return calls(refused) == "sent" })
 }
 
-// Without the API nobody can tell one from another.
+// Without the API, hostNetwork pods can't be told apart.
 func TestHostNetworkPodsAlone(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)

@@ -38,7 +38,7 @@ func gauge(name string, labels ...string) string {
 	return fmt.Sprintf("imds_guard_%s{%s}", name, strings.Join(labels, ","))
 }
 
-// Every interface is covered, and nobody is told to add a flag; each layer is named everywhere; cleanup leaves nothing.
+// Every interface is covered, and no flag is suggested; each layer is named everywhere; cleanup leaves nothing.
 func TestBothLayers(t *testing.T) {
 	t.Parallel()
 	n, others := bothLayers(t)
@@ -115,7 +115,7 @@ func TestLostPiecesOfTheRoute(t *testing.T) {
 	eventually(t, "it is protected", func() bool { return a.metric("imds_guard_protected") == 1 && a.ready() })
 }
 
-// A layer that is not in force behind another makes the node degraded, and no more than that.
+// A layer that is not in force while another one is makes the node degraded, and nothing worse.
 func TestDegraded(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -133,7 +133,7 @@ func TestDegraded(t *testing.T) {
 	eventually(t, "it is degraded no more", func() bool { return a.metric("imds_guard_degraded") == 0 })
 }
 
-// Without any iptables the route layer guards alone; it is said once that the other can't be had.
+// Without any iptables the route layer guards alone; that the other one is not supported is logged once.
 func TestWithoutIptables(t *testing.T) {
 	t.Parallel()
 	n, others := bothLayers(t)

@@ -44,9 +44,9 @@ func tamperingOf(v variant, i int) string {
 	return strings.NewReplacer("$IPT", v.iptables(), "$E", v.address()).Replace(tampering[i])
 }
 
-// storm tampers in random order, as fast as it goes, and kills the agent now and then, while pods ask for both families
-// without pause, by TCP and by UDP. With the layer of sockets, so does a pod with a macvlan. It returns how many of their packets
-// came to the endpoint, how many were sent in all, and how often there was tampering.
+// storm tampers in random order, as fast as it can, and kills the agent now and then, while pods keep asking in both families,
+// over TCP and UDP. With the layer of sockets, so does a pod with a macvlan. It returns how many of their packets reached the
+// endpoint, how many were sent in total, and how often it tampered.
 func storm(t *testing.T, layers string, backend rules.Backend, seed uint64, lasts time.Duration) (reached, sent, tampered int) {
 	n, others := bothLayers(t)
 	n.layers = layers
@@ -206,7 +206,7 @@ func TestTamperStorm(t *testing.T) {
 	}
 }
 
-// The same without the route layer lets packets by, so that the storm proves something.
+// Without the route layer the same storm lets packets through, which proves that it tests something.
 func TestTamperStormLeaksWithoutTheRoute(t *testing.T) {
 	for _, b := range []rules.Backend{rules.NFT, rules.Legacy} {
 		t.Run(string(b), func(t *testing.T) {

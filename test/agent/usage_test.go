@@ -200,7 +200,7 @@ func TestCheckJSON(t *testing.T) {
 	}
 }
 
-// A port that is taken: the rules go in, the error is said once, and the port is bound when it is free.
+// A port that is in use: the rules are installed, the error is logged once, and the port is bound when it is free.
 func TestMetricsPortTaken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
