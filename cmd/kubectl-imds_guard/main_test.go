@@ -262,7 +262,7 @@ func trySPDY(t *testing.T, s *standIn) {
 	})
 	code, stdout, _ := plugin(t, s.start(t), "report", "-o", "json")
 	d := parseJSON(t, stdout)
-	if code != command.Failed || len(d.Nodes) != 1 || !d.Nodes[0].Protected || !strings.HasSuffix(reasons(d)["b"], "exit code 4: no") {
+	if code != command.Failed || len(d.Nodes) != 1 || !d.Nodes[0].Protected || !strings.HasSuffix(reasons(d)["b"], "exited with code 4: no") {
 		t.Errorf("code %d: %s", code, stdout)
 	}
 }

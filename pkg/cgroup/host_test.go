@@ -150,8 +150,8 @@ func TestHostMapsLost(t *testing.T) {
 	w.calls("pod1", imds.IPv4, "EPERM", "with the list")
 	for _, loss := range []struct{ how, detail string }{
 		{"rm " + allowedPin(), "the list of hostNetwork pods is not pinned"},
-		{"rm " + attemptsPin(), "the count of attempts is not pinned"},
-		{"rm " + newsPin(), "the news of attempts is not pinned"},
+		{"rm " + attemptsPin(), "the map of attempts is not pinned"},
+		{"rm " + newsPin(), "the ring buffer of attempts is not pinned"},
 		{"mv " + counterOf(imds.IPv6) + " " + allowedPin(), "the list of hostNetwork pods is a different map"},
 	} {
 		w.sh("%s", loss.how)

@@ -100,9 +100,9 @@ func TestJudgeByEvidence(t *testing.T) {
 		message  string
 	}{
 		{past, sockets, corev1.ConditionTrue, ReasonVerified, "But pods' packets bypass FORWARD (macvlan: interface mv0); there,"},
-		{past, socketsOut, corev1.ConditionFalse, ReasonNotInForce, "cgroup ipv4 rules are missing; cgroup ipv6 rules are missing; pods' packets go past"},
+		{past, socketsOut, corev1.ConditionFalse, ReasonNotInForce, "cgroup ipv4 rules are missing; cgroup ipv6 rules are missing; pods' packets bypass"},
 		{past, layer.Reading{State: layer.Unknown, SocketsOnly: true, Err: errors.New("no")}, corev1.ConditionUnknown, ReasonUnreadable, "cgroup ipv4 rules are unknown"},
-		{guard.Evidence{Unsearched: errors.New("no list")}, socketsOut, corev1.ConditionUnknown, ReasonNotVerified, "is stopped, but it is not known whether pods' packets bypass FORWARD: no list"},
+		{guard.Evidence{Unsearched: errors.New("no list")}, socketsOut, corev1.ConditionUnknown, ReasonNotVerified, "are stopped, but it is not known whether pods' packets bypass FORWARD: no list"},
 		{guard.Evidence{Answered: "by FORWARD"}, sockets, corev1.ConditionFalse, ReasonAnswered, "metadata service: a probe was let through: by FORWARD"},
 		{guard.Evidence{Auditing: true}, layer.Reading{State: layer.Auditing, SocketsOnly: true}, corev1.ConditionFalse, ReasonAuditing, "imds-guard runs in audit mode: it blocks nothing and counts who asks"},
 		{guard.Evidence{Auditing: true}, socketsOut, corev1.ConditionFalse, ReasonAuditing, "report`); cgroup ipv4 rules are missing; cgroup ipv6"},
