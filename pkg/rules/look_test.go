@@ -132,7 +132,7 @@ func TestLooksThatFail(t *testing.T) {
 		{"neither can be read", NFT, func(k *kept, f *flawed) { nth(2)(k, f); f.listErr = command }, layer.Unknown, "broken", errBroken},
 		{"iptables fails", NFT, func(_ *kept, f *flawed) { f.listErr = command }, layer.Enforced, "by the kernel's own list alone: running iptables", command},
 		{"iptables prints rubbish", NFT, func(_ *kept, f *flawed) { f.lie = func([]string) []string { return nil } }, layer.Enforced,
-			"by the kernel's own list alone: running iptables to list ipv4 rules: FORWARD has no policy", nil},
+			"by the kernel's own list alone: running iptables to list ipv4 rules: FORWARD is listed without a policy", nil},
 		{"the rules go while iptables fails", NFT, func(k *kept, f *flawed) { f.listErr, f.listing = command, k.flush }, layer.Missing, "is not in the chain", command},
 		{"our own table can't be read", NFT, func(_ *kept, f *flawed) { f.dormant, f.ownErr = true, errBroken }, layer.Unknown, "broken", errBroken},
 		{"the table is put to sleep while iptables fails", NFT, func(k *kept, f *flawed) {
