@@ -151,7 +151,7 @@ func metadataOf(name string, labels map[string]string) metav1.PartialObjectMetad
 	}
 }
 
-// page is what a server gives of a list that is asked for in parts.
+// page returns one page of a list requested in pages.
 func page[T any](r *http.Request, all []T) (items []T, next string) {
 	from, _ := strconv.Atoi(r.URL.Query().Get("continue"))
 	limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
@@ -232,7 +232,7 @@ func (s *standIn) execSPDY(w http.ResponseWriter, r *http.Request, agent agentFu
 	<-conn.CloseChan()
 }
 
-// exitStatus is how a container runtime says how a command ended.
+// exitStatus is how a container runtime reports a command's exit code.
 func exitStatus(code int) []byte {
 	status := metav1.Status{Status: metav1.StatusSuccess}
 	if code != 0 {

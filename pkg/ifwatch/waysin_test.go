@@ -1,4 +1,4 @@
-// The kinds of interface that not every kernel has, as the library would list them.
+// Kinds of interface that not every kernel has, in the form in which the library would list them.
 
 package ifwatch
 

@@ -44,10 +44,10 @@ func tamperingOf(v variant, i int) string {
 	return strings.NewReplacer("$IPT", v.iptables(), "$E", v.address()).Replace(tampering[i])
 }
 
-// storm tampers in random order, as fast as it goes, and kills the agent now and then, while pods ask for both families
-// without pause, by TCP and by UDP. With the layer of sockets, so does a pod with a macvlan. It returns how many of their packets
-// came to the endpoint, how many were sent in all, and how often there was tampering. It ends early when enough says so, which can
-// ask how many have come until then.
+// storm tampers in random order, as fast as it can, and kills the agent now and then, while pods keep asking in both families,
+// over TCP and UDP. With the layer of sockets, so does a pod with a macvlan. It returns how many of their packets reached the
+// endpoint, how many were sent in total, and how often it tampered. It ends early
+// once enough, which may ask how many have arrived so far, says so.
 func storm(
 	t *testing.T, layers string, backend rules.Backend, lasts time.Duration, enough func(arrivals func() int) bool,
 ) (reached, sent, tampered int) {
@@ -210,7 +210,8 @@ func TestTamperStorm(t *testing.T) {
 	}
 }
 
-// The same without the route layer lets packets by, so that the storm proves something. How soon is a matter of luck.
+// Without the route layer the same storm lets packets through, which proves that it tests something. How
+// soon is a matter of luck.
 func TestTamperStormLeaksWithoutTheRoute(t *testing.T) {
 	for _, b := range []rules.Backend{rules.NFT, rules.Legacy} {
 		t.Run(string(b), func(t *testing.T) {

@@ -116,7 +116,7 @@ func selected(only string) (chosen [][]figure, err error) {
 		}
 	}
 	if len(chosen) == 0 {
-		return nil, fmt.Errorf("--only %q is none; use %s", only, strings.Join(names, ", "))
+		return nil, fmt.Errorf("--only %q is not valid; use %s", only, strings.Join(names, ", "))
 	}
 	return chosen, nil
 }
