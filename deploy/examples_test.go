@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -83,6 +84,25 @@ func TestExampleValues(t *testing.T) {
 	if text, err := os.ReadFile(examples + "terraform.tf"); err != nil || !strings.Contains(string(text), `file("${path.module}/values.yaml")`) {
 		t.Errorf("terraform.tf has values of its own, which nobody tests (%v)", err)
 	}
+}
+
+// docs/comparison.md shows the policy of the VPC CNI that is a file here.
+func TestExampleInTheComparison(t *testing.T) {
+	text, err := os.ReadFile("../docs/comparison.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, block := range strings.Split(string(text), "```yaml\n")[1:] {
+		manifest, _, _ := strings.Cut(block, "```")
+		if !strings.Contains(manifest, "kind: ClusterNetworkPolicy") {
+			continue
+		}
+		if shown, file := parse(t, manifest), example(t, "cluster-network-policy.yaml"); !reflect.DeepEqual(shown, file) {
+			t.Errorf("it shows\n%v\nand the file has\n%v", shown, file)
+		}
+		return
+	}
+	t.Error("it shows none")
 }
 
 // Kyverno's policies say what those for the API server itself say, and both spare the namespaces without which a node can't be
