@@ -8,8 +8,8 @@ import (
 
 // An AlertmanagerConfig routes only the alerts that have its own namespace as their label.
 func TestAlertsHaveTheNamespaceOfTheRelease(t *testing.T) {
-	out, err := exec.Command(helm(t), "template", "imds-guard", chart, "--namespace=security", "--set=prometheusRule.enabled=true",
-		"--show-only=templates/prometheusrule.yaml").Output()
+	out, err := exec.Command(helm(t), "template", "imds-guard", chart, "--namespace=security", "--show-only=templates/prometheusrule.yaml",
+		"--set=prometheusRule.enabled=true", "--set=image.repository=r.example.com/a").Output()
 	if err != nil {
 		t.Fatalf("rendering: %v", err)
 	}
