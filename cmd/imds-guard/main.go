@@ -28,7 +28,7 @@ func newRoot() *cobra.Command {
 		"imds-guard keeps pods away from the EC2 instance metadata service (IMDS): by a rule at the top of the node's\n"+
 			"FORWARD chain, by a route into a sink, and by programs that refuse the pods' sockets. It keeps them in place, and\n"+
 			"reports what the kernel has, and who asks.", "run")
-	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newReport(),
+	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newReport(), newAsk(),
 		command.Version(version, commit, "Version, commit, Go version, platform"), newPause())
 	return root
 }
