@@ -63,8 +63,9 @@ image: ## the container image, by docker, podman or buildah, whichever is there
 	"$$(command -v docker || command -v podman || command -v buildah)" build \
 	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t $(IMAGE) .
 
-manifests: bin/helm ## deploy/*.yaml, from the chart
+manifests: bin/helm ## deploy/*.yaml and the values' table in the chart's README, from the chart
 	deploy/render bin/helm deploy
+	go run ./deploy/values deploy/chart/imds-guard
 
 clean: ## remove bin/
 	rm -rf bin
