@@ -5,7 +5,8 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-IMAGE   ?= ghcr.io/imds-guard/imds-guard:v0.1.0
+# localhost: a name that no registry has. To push the image, name yours.
+IMAGE   ?= localhost/imds-guard:v0.1.0
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 .PHONY: help demo test test-kernels e2e build bench lint fuzz image manifests clean
@@ -62,8 +63,9 @@ image: ## build the container image with docker, podman or buildah, whichever is
 	"$$(command -v docker || command -v podman || command -v buildah)" build \
 	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t $(IMAGE) .
 
-manifests: bin/helm ## render deploy/*.yaml from the chart
+manifests: bin/helm ## render deploy/*.yaml and the table of values in the chart's README
 	deploy/render bin/helm deploy
+	go run ./deploy/values deploy/chart/imds-guard
 
 clean: ## remove bin/
 	rm -rf bin

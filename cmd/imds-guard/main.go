@@ -28,7 +28,7 @@ func newRoot() *cobra.Command {
 		"imds-guard keeps pods away from the EC2 instance metadata service (IMDS), with a rule at the top of the node's\n"+
 			"FORWARD chain, a route into a sink, and BPF programs that refuse the pods' sockets. It keeps all three in place,\n"+
 			"reports what it reads back from the kernel, and shows who asks for IMDS.", "run")
-	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newReport(),
+	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newReport(), newAsk(),
 		command.Version(version, commit, "Print version, commit, Go version and platform"), newPause())
 	return root
 }

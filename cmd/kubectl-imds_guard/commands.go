@@ -12,6 +12,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/imds-guard/imds-guard/internal/command"
 	"github.com/imds-guard/imds-guard/pkg/report"
@@ -62,12 +63,16 @@ var errInterrupted = errors.New("interrupted before every node had answered")
 type asking struct {
 	output   string
 	node     string
+	selector string
 	parallel int
 	timeout  time.Duration
 }
 
 func (o asking) check() error {
 	errs := []error{report.CheckOutput(o.output)}
+	if _, err := labels.Parse(o.selector); err != nil || o.selector == "" {
+		errs = append(errs, fmt.Errorf("--selector: %q selects no label; use a label of the agents' pods, such as %s", o.selector, agentLabel))
+	}
 	if o.parallel < 1 {
 		errs = append(errs, fmt.Errorf("--parallel: %d would ask no node; use 1 or more", o.parallel))
 	}
@@ -84,6 +89,7 @@ func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) 
 	flags := cmd.Flags()
 	flags.StringVarP(&o.output, "output", "o", "text", "text, json or yaml")
 	flags.StringVar(&o.node, "node", "", "ask only this `node`")
+	flags.StringVarP(&o.selector, "selector", "l", agentLabel, "the `label` of the agents' pods")
 	flags.IntVar(&o.parallel, "parallel", 50, "how many nodes to ask at a time")
 	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "how long to wait for each node's answer")
 	cmd.Args = cobra.NoArgs
@@ -96,7 +102,7 @@ func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) 
 			return err
 		}
 		ctx := cmd.Context()
-		targets, err := a.targets(ctx, o.node)
+		targets, err := a.targets(ctx, o.selector, o.node)
 		if ctx.Err() != nil {
 			return command.Fail(errInterrupted)
 		}

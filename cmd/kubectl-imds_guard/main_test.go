@@ -194,6 +194,7 @@ func TestTargets(t *testing.T) {
 
 	s.nodes["bare"] = nil
 	s.nodes["win"] = map[string]string{corev1.LabelOSStable: "windows"}
+	s.nodes["home"] = map[string]string{"eks.amazonaws.com/compute-type": "hybrid", corev1.LabelOSStable: "linux"}
 	s.nodes["far"] = map[string]string{"eks.amazonaws.com/compute-type": "fargate", corev1.LabelOSStable: "linux"}
 	flags := s.start(t)
 
@@ -208,6 +209,16 @@ func TestTargets(t *testing.T) {
 	}
 	if close(s.asked); <-s.asked != "imds-guard-a" || <-s.asked != "" {
 		t.Error("others than a's agent were asked")
+	}
+}
+
+// The chart's nameOverride gives the agents' pods another label.
+func TestSelector(t *testing.T) {
+	s := standIn{selector: "app.kubernetes.io/name=guard"}
+	s.addNode("a", reports(t, report.Node{}))
+	code, stdout, stderr := plugin(t, s.start(t), "status", "-l", s.selector, "-o", "json")
+	if d := parseJSON(t, stdout); code != command.OK || len(d.Nodes) != 1 || stderr != "" {
+		t.Errorf("code %d: %s%s", code, stdout, stderr)
 	}
 }
 
@@ -362,6 +373,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"report", "node-1"}, command.Usage, "unknown command"},
 		{[]string{"report", "--nodes"}, command.Usage, "--nodes"},
 		{[]string{"report", "-o", "xml"}, command.Usage, `--output: "xml" is not valid; use text, json or yaml`},
+		{[]string{"report", "--selector", "a b"}, command.Usage, "--selector: \"a b\" selects no label; use a label of the agents' pods, such as " + agentLabel},
+		{[]string{"status", "--selector="}, command.Usage, "--selector: \"\" selects no label"},
 		{[]string{"report", "--parallel", "0"}, command.Usage, "--parallel: 0 would ask no node; use 1 or more"},
 		{[]string{"status", "--timeout", "0s"}, command.Usage, "--timeout: 0s leaves no time"},
 		{[]string{"report", "--context", "nowhere"}, command.Usage, "--context"},

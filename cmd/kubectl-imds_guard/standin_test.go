@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,6 +41,8 @@ type standIn struct {
 	agents map[string]agentFunc
 	// mute pods don't even answer the handshake.
 	mute map[string]bool
+	// selector is what pods have to be asked for by, if not by agentLabel.
+	selector string
 	// createOnly: the user may create pods/exec, and not get it, which a WebSocket begins with.
 	createOnly bool
 	// old: it knows SPDY alone.
@@ -99,7 +102,7 @@ func (s *standIn) addNode(node string, agent agentFunc) {
 }
 
 func (s *standIn) listPods(w http.ResponseWriter, r *http.Request) {
-	if selector := r.URL.Query().Get("labelSelector"); selector != agentLabel {
+	if selector := r.URL.Query().Get("labelSelector"); selector != cmp.Or(s.selector, agentLabel) {
 		s.t.Errorf("pods are listed by %q", selector)
 	}
 	pods := s.pods

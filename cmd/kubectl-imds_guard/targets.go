@@ -20,7 +20,7 @@ import (
 	"github.com/imds-guard/imds-guard/internal/command"
 )
 
-// The chart's names. The cleanup DaemonSet has another label.
+// The chart's names, unless its nameOverride changes the label. The cleanup DaemonSet has another one.
 const (
 	agentLabel     = "app.kubernetes.io/name=imds-guard"
 	agentContainer = "imds-guard"
@@ -37,8 +37,8 @@ type target struct {
 var errNodesUnseen = errors.New("nodes without an agent are left out, because you are not allowed to list nodes")
 
 // targets returns all nodes, or the named one, sorted. With errNodesUnseen there may be more.
-func (a *api) targets(ctx context.Context, only string) ([]target, error) {
-	agents, err := a.agents(ctx, only)
+func (a *api) targets(ctx context.Context, selector, only string) ([]target, error) {
+	agents, err := a.agents(ctx, selector, only)
 	if err != nil {
 		return nil, command.Fail(fmt.Errorf("listing the agents' pods: %w", err))
 	}
@@ -56,7 +56,7 @@ func (a *api) targets(ctx context.Context, only string) ([]target, error) {
 		return nil, command.Fail(fmt.Errorf("listing nodes: %w", unseen))
 	}
 	if len(found) == 0 && only == "" {
-		return nil, command.Fail(fmt.Errorf("namespace %q has no agent pods (%s); give the right one with --namespace", a.namespace, agentLabel))
+		return nil, command.Fail(fmt.Errorf("namespace %q has no agent pods (%s); give the right one with --namespace", a.namespace, selector))
 	}
 	for _, name := range nodes {
 		if _, known := found[name]; !known {
@@ -70,8 +70,8 @@ func (a *api) targets(ctx context.Context, only string) ([]target, error) {
 }
 
 // agents returns the agents' pods by node, the best one for each.
-func (a *api) agents(ctx context.Context, only string) (map[string]*corev1.Pod, error) {
-	options := metav1.ListOptions{LabelSelector: agentLabel}
+func (a *api) agents(ctx context.Context, selector, only string) (map[string]*corev1.Pod, error) {
+	options := metav1.ListOptions{LabelSelector: selector}
 	if only != "" {
 		options.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", only).String()
 	}
@@ -123,7 +123,7 @@ func (a *api) nodes(ctx context.Context, only string) (names []string, err error
 	client := a.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes"))
 	keep := func(n *metav1.PartialObjectMetadata) {
 		if system := n.Labels[corev1.LabelOSStable]; system == "" || system == "linux" {
-			if n.Labels["eks.amazonaws.com/compute-type"] != "fargate" {
+			if kind := n.Labels["eks.amazonaws.com/compute-type"]; kind != "fargate" && kind != "hybrid" {
 				names = append(names, n.Name)
 			}
 		}
