@@ -103,15 +103,16 @@ func TestNames(t *testing.T) {
 			{"ValidatingAdmissionPolicy/" + tt.name + " spec matchConditions 0 expression",
 				`"request.userInfo.username == 'system:serviceaccount:imds-guard:` + tt.name + `'"`},
 		})
-		// Alerts that look for the DaemonSet, or for Prometheus' job, look for these.
-		rules := fmt.Sprint(at(map[string]any(docs), "PrometheusRule/"+tt.name+" spec"))
-		selectors := regexp.MustCompile(`\b(daemonset|job)=~?"[^"]*"`).FindAllString(rules, -1)
-		if len(selectors) == 0 {
-			t.Error("no alert selects a DaemonSet or a job")
-		}
-		for _, s := range selectors {
-			if strings.Contains(s, "imds-guard") || !strings.Contains(s, tt.name) {
-				t.Errorf("%s: an alert selects %s", tt.values, s)
+		// Alerts and panels that look for the DaemonSet, or for Prometheus' job, look for these.
+		for _, object := range []string{"PrometheusRule/" + tt.name + " spec", "ConfigMap/" + tt.name + "-dashboard data"} {
+			selectors := regexp.MustCompile(`\b(daemonset|job)=~?\\?"[^"]*"`).FindAllString(fmt.Sprint(at(map[string]any(docs), object)), -1)
+			if len(selectors) == 0 {
+				t.Errorf("%s selects no DaemonSet and no job", object)
+			}
+			for _, s := range selectors {
+				if strings.Contains(s, "imds-guard") || !strings.Contains(s, tt.name) {
+					t.Errorf("%s: %s selects %s", tt.values, object, s)
+				}
 			}
 		}
 	}
