@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,13 +43,22 @@ func helm(t *testing.T) string {
 	return path
 }
 
-// render returns what the chart makes of values given as to `helm --set`.
+// placeholder is the image that nobody can pull.
+const placeholder = "your-registry.invalid/imds-guard"
+
+// render returns what the chart makes of values given as to `helm --set`, but for the pods of `helm test`.
 func render(t *testing.T, values ...string) (manifest, stderr string, err error) {
 	t.Helper()
-	args := []string{"template", "imds-guard", chart, "--namespace=imds-guard"}
+	args := []string{chart, "--skip-tests", "--set=image.repository=" + placeholder}
 	for _, v := range values {
 		args = append(args, "--set="+v)
 	}
+	return helmTemplate(t, args...)
+}
+
+func helmTemplate(t *testing.T, args ...string) (manifest, stderr string, err error) {
+	t.Helper()
+	args = append([]string{"template", "imds-guard", "--namespace=imds-guard"}, args...)
 	var out, errs bytes.Buffer
 	cmd := exec.Command(helm(t), args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -93,7 +103,7 @@ func TestPlainManifestsAreRendered(t *testing.T) {
 }
 
 func TestChartLint(t *testing.T) {
-	if out, err := exec.Command(helm(t), "lint", "--strict", chart).CombinedOutput(); err != nil {
+	if out, err := exec.Command(helm(t), "lint", "--strict", "--set=image.repository="+placeholder, chart).CombinedOutput(); err != nil {
 		t.Errorf("helm lint: %v\n%s", err, out)
 	}
 }
@@ -493,11 +503,17 @@ func TestMonitoringIsWhatTheFilesSay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := yaml.YAMLToJSON(alerts)
-	if err != nil {
+	var want any
+	if err := yaml.Unmarshal(alerts, &want); err != nil {
 		t.Fatal(err)
 	}
-	docs.check(t, []check{{"PrometheusRule/imds-guard spec", string(want)}})
+	for _, rule := range alertRules(want) {
+		at(rule, "annotations").(map[string]any)["runbook_url"] = defaultRunbooks + at(rule, "alert").(string) + ".md"
+		at(rule, "labels").(map[string]any)["namespace"] = "imds-guard"
+	}
+	if got := at(map[string]any(docs), "PrometheusRule/imds-guard spec"); !reflect.DeepEqual(got, want) {
+		t.Errorf("the rules are\n%v\nwant\n%v", got, want)
+	}
 	dashboard, err := os.ReadFile(chart + "/files/dashboard.json")
 	if err != nil {
 		t.Fatal(err)
@@ -524,18 +540,20 @@ func TestWithoutAdmissionPolicy(t *testing.T) {
 
 // Whoever installs it is told whether anything is blocked.
 func TestNotes(t *testing.T) {
-	const audit, enforce = "AUDIT MODE: imds-guard blocks nothing.", "--set agent.mode=enforce"
+	const audit, enforce, proof = "AUDIT MODE: imds-guard blocks nothing.", "--set agent.mode=enforce", "helm -n guards test imds-guard"
 	for _, tt := range []struct {
 		values     string
 		has, lacks []string
 	}{
-		{"agent.mode=enforce", []string{"000 means blocked", "kubectl imds-guard --namespace guards report"}, []string{audit, enforce}},
-		{"agent.mode=audit", []string{audit, enforce, "kubectl imds-guard --namespace guards report", "get and create pods/exec"}, []string{"000 means blocked", "pods stay blocked"}},
-		{"agent.attribution=off", []string{"000 means blocked"}, []string{"kubectl imds-guard"}},
-		{"agent.layers={iptables,route}", []string{"000 means blocked"}, []string{"kubectl imds-guard"}},
+		{"agent.mode=enforce", []string{proof, "kubectl imds-guard --namespace guards report\n"}, []string{audit, enforce}},
+		{"agent.mode=audit", []string{audit, enforce, "kubectl imds-guard --namespace guards report", "get and create pods/exec"}, []string{proof, "pods stay blocked"}},
+		{"agent.attribution=off", []string{proof}, []string{"kubectl imds-guard"}},
+		{"agent.layers={iptables,route}", []string{proof}, []string{"kubectl imds-guard"}},
+		{"nameOverride=guard", []string{"daemonset/guard\n", "report --selector=app.kubernetes.io/name=guard\n"}, nil},
 		{"cleanup.run=true,agent.mode=audit", []string{"The cleanup runs"}, []string{audit}},
 	} {
-		cmd := exec.Command(helm(t), "install", "imds-guard", chart, "--namespace=guards", "--dry-run=client", "--set="+tt.values)
+		cmd := exec.Command(helm(t), "install", "imds-guard", chart, "--namespace=guards", "--dry-run=client",
+			"--set=image.repository="+placeholder, "--set="+tt.values)
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+os.DevNull) // it asks no cluster
 		out, err := cmd.CombinedOutput()
 		_, notes, found := strings.Cut(string(out), "\nNOTES:\n")
@@ -614,6 +632,29 @@ func TestWrongValues(t *testing.T) {
 		{"updateStrategy.rollingUpdate.maxUnavailable=0", "/updateStrategy/rollingUpdate/maxUnavailable"},
 		{"updateStrategy.rollingUpdate.maxSurge=1", "'maxSurge'"},
 		{"podLabels.a=true", "/podLabels/a"},
+		{"image.repository=", "image.repository is required"},
+		{"image.repository=null", "image.repository is required"},
+		{"image.repository=,cleanup.run=true", "image.repository is required"},
+		{"image.repository=example.com/imds-guard:v1", "/image/repository"},
+		{"global.imageRegistry=a b", "/global/imageRegistry"},
+		{"imagePullSecrets={a}", "/imagePullSecrets/0"},
+		{"nameOverride=Guard", "/nameOverride"},
+		{"fullnameOverride=" + strings.Repeat("a", 51), "/fullnameOverride"},
+		{`commonLabels.app\.kubernetes\.io/name=a`, "commonLabels: app.kubernetes.io/name selects the pods"},
+		{`podLabels.app\.kubernetes\.io/name=a`, "podLabels: app.kubernetes.io/name selects the pods"},
+		{"serviceAccount.create=false", "serviceAccount.create is false: say by serviceAccount.name"},
+		{"extraArgs={--mode=audit}", "extraArgs: --mode has a value of its own, which the rest of the chart goes by: set agent.mode"},
+		{"extraArgs={--metrics-bind-address,:1}", "set agent.metricsBindAddress"},
+		{"extraEnv[0].name=POD_IP", "extraEnv: POD_IP is set by the chart"},
+		{"extraEnv[0].nam=A", "/extraEnv/0"},
+		{"podMonitor.scrapeTimeout=10", "/podMonitor/scrapeTimeout"},
+		{"podMonitor.namespace=A", "/podMonitor/namespace"},
+		{"prometheusRule.enabled=true,prometheusRule.alerts.ImdsGuardNotProtectet.for=1h",
+			"prometheusRule.alerts.ImdsGuardNotProtectet: there is no such alert; there are ImdsGuardNotProtected, "},
+		{"prometheusRule.alerts.ImdsGuardNotProtected.severty=page", "'severty'"},
+		{"prometheusRule.alerts.ImdsGuardNotProtected.for=soon", "/prometheusRule/alerts/ImdsGuardNotProtected/for"},
+		{"test.tolerations={a}", "/test/tolerations/0"},
+		{"namespace.create=true", "namespace.create is gone"},
 	}
 	for _, tt := range tests {
 		_, stderr, err := render(t, tt.value)

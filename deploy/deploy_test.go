@@ -54,6 +54,7 @@ func editsNode(set, name, container, securityContext, moreMounts string) []check
 	p := set + "spec template spec "
 	c := p + container + " "
 	label := `{"app.kubernetes.io/name":"` + name + `"}`
+	component := map[string]string{"imds-guard": "agent", "imds-guard-cleanup": "cleanup"}[name]
 	modulesMount := `{"mountPath":"/lib/modules","name":"lib-modules","readOnly":true},`
 	modules := `{"path":"/lib/modules"}`
 	if securityContext == hardened {
@@ -67,7 +68,8 @@ func editsNode(set, name, container, securityContext, moreMounts string) []check
 		{set + "metadata namespace", `"imds-guard"`},
 		{set + "metadata annotations", `null`}, // no Helm hook
 		{set + "spec selector matchLabels", label},
-		{set + "spec template metadata labels", label},
+		{set + "spec template metadata labels", `{"app.kubernetes.io/component":"` + component + `","app.kubernetes.io/instance":"imds-guard",` +
+			`"app.kubernetes.io/name":"` + name + `","app.kubernetes.io/part-of":"imds-guard"}`},
 
 		{p + "hostNetwork", `true`},
 		{p + "hostPID", `null`},
@@ -76,12 +78,12 @@ func editsNode(set, name, container, securityContext, moreMounts string) []check
 		{p + "tolerations", `[{"operator":"Exists"}]`},
 		{p + "nodeSelector", `{"kubernetes.io/os":"linux"}`},
 		{p + "affinity nodeAffinity requiredDuringSchedulingIgnoredDuringExecution nodeSelectorTerms",
-			`[{"matchExpressions":[{"key":"eks.amazonaws.com/compute-type","operator":"NotIn","values":["fargate"]}]}]`},
+			`[{"matchExpressions":[{"key":"eks.amazonaws.com/compute-type","operator":"NotIn","values":["fargate","hybrid"]}]}]`},
 		{p + "volumes xtables-lock hostPath", `{"path":"/run/xtables.lock","type":"FileOrCreate"}`},
 		{p + "volumes lib-modules hostPath", modules},
 		{p + "volumes state hostPath", `{"path":"/run/imds-guard","type":"DirectoryOrCreate"}`},
 
-		{c + "image", `"ghcr.io/imds-guard/imds-guard:v0.1.0"`},
+		{c + "image", `"` + placeholder + `:v0.1.0"`},
 		{c + "command", `null`}, // the image's entrypoint
 		{c + "securityContext", securityContext},
 		{c + "volumeMounts", `[{"mountPath":"/run/xtables.lock","name":"xtables-lock"},` + modulesMount +
@@ -171,7 +173,7 @@ func TestManifests(t *testing.T) {
 				{cleanupPod + "volumes bpffs hostPath", `{"path":"/sys/fs/bpf"}`},
 				{cleanupPod + "automountServiceAccountToken", `false`},
 				{cleanupPod + "initContainers cleanup args", `["cleanup"]`},
-				{cleanupPod + "containers pause image", `"ghcr.io/imds-guard/imds-guard:v0.1.0"`},
+				{cleanupPod + "containers pause image", `"` + placeholder + `:v0.1.0"`},
 				{cleanupPod + "containers pause args", `["pause"]`},
 				{cleanupPod + "containers pause securityContext", `{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]},` +
 					`"readOnlyRootFilesystem":true,"runAsNonRoot":true,"runAsUser":65535,"seccompProfile":{"type":"RuntimeDefault"}}`},

@@ -20,7 +20,7 @@ func newCheck() *cobra.Command {
 	var toProbe bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "One look at this node, changing nothing; exit 0 protected, 1 not protected, 2 can't tell",
+		Short: "Check this node once, changing nothing; exit code 0: protected, 1: not protected, 2: can't tell",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()
@@ -28,7 +28,7 @@ func newCheck() *cobra.Command {
 				return err
 			}
 			if output != "text" && output != "json" {
-				return fmt.Errorf("--output: %q is none; use text or json", output)
+				return fmt.Errorf("--output: %q is not valid; use text or json", output)
 			}
 			if err := requireNetAdmin("reading rules"); err != nil {
 				return err
@@ -55,7 +55,7 @@ func newCheck() *cobra.Command {
 		},
 	}
 	options.AddTo(cmd.Flags())
-	cmd.Flags().BoolVar(&toProbe, "probe", false, "send a packet as a pod would, and connect a socket, and see them stopped")
+	cmd.Flags().BoolVar(&toProbe, "probe", false, "send a packet and connect a socket as a pod would, and check that both are stopped")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
 }

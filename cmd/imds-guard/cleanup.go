@@ -25,10 +25,10 @@ func newCleanup() *cobra.Command {
 	options := config.NewOptions()
 	cmd := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Removes everything that imds-guard ever installed here, and nothing else; stop the agent first",
-		Long: "Removes the policy rules, routes and links of the route layer; the programs of the cgroup layer; and from both\n" +
-			"iptables backends every rule that imds-guard writes for the interface patterns given, and for those that were ever in\n" +
-			"use on this node since it booted (" + rules.RecordDir + "). Twice is fine.",
+		Short: "Remove everything that imds-guard ever installed on this node, and nothing else; stop the agent first",
+		Long: "Removes the policy rules, routes and links of the route layer, the programs of the cgroup layer and, from both\n" +
+			"iptables backends, every rule that imds-guard writes for the given interface patterns and for all patterns used on\n" +
+			"this node since it booted (" + rules.RecordDir + "). It is safe to run more than once.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()
@@ -69,7 +69,7 @@ func newCleanup() *cobra.Command {
 	return cmd
 }
 
-// remove removes all layers, whatever fails, and says of each what was there.
+// remove removes every layer, going on after errors, and prints what it found of each.
 func remove(out io.Writer, patterns []ifpattern.Pattern) (found bool, err error) {
 	removed, err := rules.Cleanup(imds.Families, patterns)
 	errs := []error{err}
@@ -93,7 +93,7 @@ func remove(out io.Writer, patterns []ifpattern.Pattern) (found bool, err error)
 	left, err := probe.Cleanup()
 	if errs = append(errs, err); left {
 		found = true
-		fmt.Fprintln(out, "removed the interfaces of a probe")
+		fmt.Fprintln(out, "removed the interfaces of an unfinished probe")
 	}
 	return found, errors.Join(errs...)
 }

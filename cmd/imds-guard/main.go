@@ -25,10 +25,10 @@ func run() int {
 
 func newRoot() *cobra.Command {
 	root := command.Root("imds-guard", "Keeps pods away from the EC2 instance metadata service (IMDS)",
-		"imds-guard keeps pods away from the EC2 instance metadata service (IMDS): by a rule at the top of the node's\n"+
-			"FORWARD chain, by a route into a sink, and by programs that refuse the pods' sockets. It keeps them in place, and\n"+
-			"reports what the kernel has, and who asks.", "run")
-	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newReport(),
-		command.Version(version, commit, "Version, commit, Go version, platform"), newPause())
+		"imds-guard keeps pods away from the EC2 instance metadata service (IMDS), with a rule at the top of the node's\n"+
+			"FORWARD chain, a route into a sink, and BPF programs that refuse the pods' sockets. It keeps all three in place,\n"+
+			"reports what it reads back from the kernel, and shows who asks for IMDS.", "run")
+	root.AddCommand(newRun(), newCheck(), newRules(), newCleanup(), newReport(), newAsk(),
+		command.Version(version, commit, "Print version, commit, Go version and platform"), newPause())
 	return root
 }

@@ -1,4 +1,4 @@
-// The right to change rules.
+// The check for the privilege to read and change rules.
 
 package main
 
@@ -10,8 +10,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/capability"
 )
 
-// requireNetAdmin reports by an error that the process lacks CAP_NET_ADMIN, which reading rules needs as well as changing
-// them. It is asked before anything on the node is touched.
+// requireNetAdmin returns an error if the process lacks CAP_NET_ADMIN, which reading rules needs as much as changing them. It
+// is called before anything on the node is touched.
 func requireNetAdmin(what string) error {
 	own, err := capability.Own()
 	if err != nil {

@@ -17,9 +17,9 @@ func newReport() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "report",
-		Short: "Who asks for the metadata service on this node, how often, when last, what for, and what to do about it",
-		Long: "Asks the agent that runs on this node, as root. Exit code 0; 1 if no agent answers, or you aren't root; 2 for wrong usage.\n" +
-			"`kubectl imds-guard report` does it on all nodes.",
+		Short: "Show who asks for the metadata service on this node: how often, when last, what for, and what to do about it",
+		Long: "Asks the agent on this node; needs root. Exit code 0: success; 1: no agent answers, or you are not root; 2: wrong usage.\n" +
+			"`kubectl imds-guard report` does the same for all nodes.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := report.CheckOutput(output); err != nil {

@@ -1,4 +1,4 @@
-// imds-guard rules: what would be enforced.
+// imds-guard rules: prints what would be enforced.
 
 package main
 
@@ -21,7 +21,7 @@ func newRules() *cobra.Command {
 	options := config.NewOptions()
 	cmd := &cobra.Command{
 		Use:   "rules",
-		Short: "Prints what it would enforce: rules in iptables-save form, one block a family, routes and BPF programs as comments",
+		Short: "Print what would be enforced: rules in iptables-save format, one block per family; routes and BPF programs as comments",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := options.Load()

@@ -27,7 +27,7 @@ func newRun() *cobra.Command {
 	options := config.NewOptions()
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "The agent: enforce, watch, export; stops on SIGTERM, and the rules stay",
+		Short: "Run the agent: enforce, watch, export metrics; on SIGTERM it stops and leaves the rules in place",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := limits.Prepare(); err != nil {
@@ -64,12 +64,11 @@ func newLogger(c config.Config, to io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(to, options))
 }
 
-// checkFiles finds what is wrong with the files and the surroundings that the settings speak of, and that only the agent
-// needs.
+// checkFiles checks the files and the environment that the settings refer to, as far as only the agent needs them.
 func checkFiles(c config.Config) error {
 	var errs []error
 	if err := web.Validate(c.WebConfigFile); err != nil {
-		words := strings.Join(strings.Fields(err.Error()), " ") // the YAML library writes lines
+		words := strings.Join(strings.Fields(err.Error()), " ") // the YAML library's errors span several lines
 		errs = append(errs, fmt.Errorf("--web-config-file: reading %s: %s", c.WebConfigFile, words))
 	}
 	if !agent.UsesAPI(c) {
@@ -78,14 +77,14 @@ func checkFiles(c config.Config) error {
 	if _, err := node.LoadConfig(c.Kubeconfig); err != nil && c.Kubeconfig != "" {
 		errs = append(errs, fmt.Errorf("--kubeconfig: reading %s: %w", c.Kubeconfig, err))
 	} else if err != nil && c.Kubernetes == config.On {
-		errs = append(errs, fmt.Errorf("--kubernetes: on needs a pod with a token, or --kubeconfig; else use off: %w", err))
+		errs = append(errs, fmt.Errorf("--kubernetes: on needs a pod with a service account token, or --kubeconfig; otherwise use off: %w", err))
 	}
 	if c.NodeName == "" && c.Kubernetes == config.On {
-		errs = append(errs, errors.New("--node-name: on needs it; give it, or set NODE_NAME to the pod's spec.nodeName"))
+		errs = append(errs, errors.New("--node-name: --kubernetes=on needs it; give it, or set NODE_NAME to the pod's spec.nodeName"))
 	}
 	for _, problem := range validation.IsDNS1123Subdomain(c.NodeName) {
 		if c.NodeName != "" {
-			errs = append(errs, fmt.Errorf("--node-name: %q (or NODE_NAME) is no name of a node: %s", c.NodeName, problem))
+			errs = append(errs, fmt.Errorf("--node-name: %q (or NODE_NAME) is not a valid node name: %s", c.NodeName, problem))
 		}
 	}
 	return errors.Join(errs...)

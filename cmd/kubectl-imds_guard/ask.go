@@ -1,4 +1,4 @@
-// Asking the agents: `imds-guard report` is run in each one's pod, as `kubectl exec` would.
+// Asking the agents: runs `imds-guard report` in each agent's pod, as `kubectl exec` would.
 
 package main
 
@@ -26,11 +26,11 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/report"
 )
 
-// reportCommand is what is run. The path is the image's.
+// reportCommand is the command to run in the pod. The path is the one in the image.
 var reportCommand = []string{"/usr/local/bin/imds-guard", "report", "-o", "json"}
 
-// What is taken of one agent, so that a node with something evil on it can't fill the memory here. A thousand workloads are less
-// than a megabyte.
+// Limits on what is read from one agent, so that a compromised node can't exhaust the memory here. A thousand workloads take
+// less than a megabyte.
 const (
 	maxAnswer    = 4 << 20
 	maxComplaint = 4 << 10
@@ -38,14 +38,14 @@ const (
 
 var errTooLong = fmt.Errorf("its answer is longer than %d MiB", maxAnswer>>20)
 
-// unanswered is a node that nothing is known of.
+// unanswered is a node that gave no answer, and why.
 type unanswered struct {
 	Node   string `json:"node"`
 	Reason string `json:"reason"`
 }
 
-// askAll asks all targets, some at a time and each for so long at most, and calls done after each. Both results are in the
-// targets' order. It ends when ctx does, with what there is until then.
+// askAll asks all targets, a limited number at a time and each for a limited time, and calls done after each. Both results are
+// in the order of targets. When ctx ends it returns what it has so far.
 func (a *api) askAll(ctx context.Context, targets []target, parallel int, each time.Duration, done func()) ([]report.Node, []unanswered) {
 	answers := make([]report.Node, len(targets))
 	errs := make([]error, len(targets))
@@ -63,7 +63,7 @@ func (a *api) askAll(ctx context.Context, targets []target, parallel int, each t
 			return nil
 		})
 	}
-	group.Wait() // no function of it has failed
+	group.Wait() // its functions never return an error
 	nodes, silent := []report.Node{}, []unanswered{}
 	for i, t := range targets {
 		if errs[i] != nil {
@@ -75,7 +75,7 @@ func (a *api) askAll(ctx context.Context, targets []target, parallel int, each t
 	return nodes, silent
 }
 
-// ask asks one agent. The error says why that came to nothing.
+// ask asks one agent. The error says why there is no report.
 func (a *api) ask(ctx context.Context, t target, limit time.Duration) (report.Node, error) {
 	errLate := fmt.Errorf("no answer within %s", limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errLate)
@@ -85,7 +85,7 @@ func (a *api) ask(ctx context.Context, t target, limit time.Duration) (report.No
 	stdout := &limited{max: maxAnswer, full: func() { stop(errTooLong) }}
 	stderr := &limited{max: maxComplaint, full: func() {}}
 
-	// The library doesn't notice a Ctrl-C while it waits for the answer to a handshake, so it is left alone with that.
+	// The library doesn't notice a Ctrl-C while it waits for a handshake, so don't wait for it to return.
 	ended := make(chan error, 1)
 	go func() { ended <- a.exec(ctx, t.pod, stdout, stderr) }()
 	var err error
@@ -98,35 +98,35 @@ func (a *api) ask(ctx context.Context, t target, limit time.Duration) (report.No
 	switch {
 	case ctx.Err() != nil:
 		return report.Node{}, context.Cause(ctx)
-	case errors.Is(err, os.ErrDeadlineExceeded): // the socket has the same deadline, and may be the first to notice
+	case errors.Is(err, os.ErrDeadlineExceeded): // the socket has the same deadline and may hit it first
 		return report.Node{}, errLate
 	case errors.As(err, &exit):
-		return report.Node{}, fmt.Errorf("`imds-guard report` ended with exit code %d: %s", exit.Code, stderr.lastLine())
+		return report.Node{}, fmt.Errorf("`imds-guard report` exited with code %d: %s", exit.Code, stderr.lastLine())
 	case refused(err):
-		return report.Node{}, fmt.Errorf("you need the rights to get and create pods/exec in namespace %s: %w", a.namespace, err)
+		return report.Node{}, fmt.Errorf("you need permission to get and create pods/exec in namespace %s: %w", a.namespace, err)
 	case err != nil:
 		return report.Node{}, fmt.Errorf("running `imds-guard report` in pod %s: %w", t.pod, err)
 	}
 	return parse(t.node, stdout.buffer.Bytes())
 }
 
-// parse reads an answer. The node's name is the API server's: no node speaks for another.
+// parse reads an answer. The node's name is taken from the API server, so that no node can answer for another.
 func parse(node string, answer []byte) (report.Node, error) {
 	var n report.Node
 	if err := json.Unmarshal(answer, &n); err != nil {
-		return report.Node{}, fmt.Errorf("its answer is no report: %w", err)
+		return report.Node{}, fmt.Errorf("its answer is not a report: %w", err)
 	}
 	if n.Mode == "" {
-		return report.Node{}, errors.New("its answer is no report: it has no mode")
+		return report.Node{}, errors.New("its answer is not a report: it has no mode")
 	}
 	n.Node = node
 	return n, nil
 }
 
-// exec runs the command in the agent's container, by WebSocket, or by SPDY where the API server, or what stands before it, is too
-// old for that.
+// exec runs the command in the agent's container over WebSocket, or over SPDY where the API server, or a proxy in front of it,
+// is too old for that.
 func (a *api) exec(ctx context.Context, pod string, stdout, stderr io.Writer) error {
-	ctx = klog.NewContext(ctx, klog.Logger{}) // what the library complains of is in its error too
+	ctx = klog.NewContext(ctx, klog.Logger{}) // what the library would log is in its error as well
 	url := a.core.RESTClient().Get().Namespace(a.namespace).Resource("pods").Name(pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: agentContainer, Command: reportCommand, Stdout: true, Stderr: true},
 			scheme.ParameterCodec).URL()
@@ -138,8 +138,8 @@ func (a *api) exec(ctx context.Context, pod string, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	// WebSocket begins with a GET, which takes the right to get pods/exec; SPDY takes that to create it, and doesn't say by its error
-	// that it was refused.
+	// WebSocket starts with a GET and needs permission to get pods/exec. SPDY needs permission to create it, and its error
+	// doesn't say that it was forbidden.
 	var forbidden error
 	executor, err := remotecommand.NewFallbackExecutor(webSocket, spdy, func(err error) bool {
 		if refused(err) {
@@ -157,15 +157,15 @@ func (a *api) exec(ctx context.Context, pod string, stdout, stderr io.Writer) er
 	return err
 }
 
-// refused: the user lacks a right.
+// refused reports whether the user lacks a permission.
 func refused(err error) bool {
 	if failure := (*httpstream.UpgradeFailureError)(nil); errors.As(err, &failure) {
-		err = failure.Cause // it doesn't unwrap itself
+		err = failure.Cause // it has no Unwrap method
 	}
 	return apierrors.IsForbidden(err)
 }
 
-// limited keeps the first max bytes. Whoever writes more is not told, and full is called.
+// limited keeps the first max bytes. A longer write succeeds all the same, and full is called.
 type limited struct {
 	buffer bytes.Buffer
 	max    int
@@ -182,7 +182,7 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.buffer.Write(p)
 }
 
-// lastLine is where a program says why it ended.
+// lastLine returns the last line, where a program says why it exited.
 func (l *limited) lastLine() string {
 	lines := strings.Split(strings.TrimSpace(l.buffer.String()), "\n")
 	return strings.TrimSpace(lines[len(lines)-1])

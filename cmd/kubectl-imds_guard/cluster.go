@@ -1,4 +1,4 @@
-// How the cluster is reached: kubectl's own flags and files.
+// How to reach the cluster: kubectl's own flags and files.
 
 package main
 
@@ -15,11 +15,11 @@ import (
 // requestTimeout is the default for a request other than exec.
 const requestTimeout = "30s"
 
-// cluster is what the command line says of the cluster.
+// cluster holds what the command line says about the cluster.
 type cluster struct {
 	files     *clientcmd.ClientConfigLoadingRules
 	overrides *clientcmd.ConfigOverrides
-	// namespace is the agents'. It has nothing to do with the kubeconfig's.
+	// namespace is where the agents run. The kubeconfig's namespace is not used.
 	namespace string
 }
 
@@ -28,7 +28,7 @@ func newCluster() *cluster {
 }
 
 func (c *cluster) addTo(flags *pflag.FlagSet) {
-	flags.StringVar(&c.files.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "`file` that says how to reach the cluster")
+	flags.StringVar(&c.files.ExplicitPath, clientcmd.RecommendedConfigPathFlag, "", "kubeconfig `file` for reaching the cluster")
 	flags.StringVarP(&c.namespace, clientcmd.FlagNamespace, "n", "imds-guard", "namespace of the agents")
 	names := clientcmd.RecommendedConfigOverrideFlags("")
 	names.ContextOverrideFlags.Namespace = clientcmd.FlagInfo{}
@@ -36,22 +36,22 @@ func (c *cluster) addTo(flags *pflag.FlagSet) {
 	clientcmd.BindOverrideFlags(c.overrides, flags, names)
 }
 
-// config reads how to reach the API server. It makes no request.
+// config reads how to reach the API server, without making a request.
 func (c *cluster) config() (*rest.Config, error) {
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(c.files, c.overrides).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("finding the cluster; see --kubeconfig and --context: %w", err)
 	}
 	config.UserAgent = "kubectl-imds_guard/" + version
-	config.QPS = -1 // a handful of lists, and the server has limits of its own
+	config.QPS = -1 // no client-side limit: there are only a handful of lists, and the server has limits of its own
 	return config, nil
 }
 
-// api is what is asked of the API server.
+// api holds the clients of the API server.
 type api struct {
 	config *rest.Config
 	core   *corev1.CoreV1Client
-	// metadata reads objects without their bodies: a Node's has kilobytes about its images.
+	// metadata reads objects without spec and status: a Node's status lists kilobytes of images.
 	metadata  metadata.Interface
 	namespace string
 }
@@ -63,11 +63,11 @@ func (c *cluster) connect() (*api, error) {
 	}
 	core, err := corev1.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client of the API server: %w", err)
+		return nil, fmt.Errorf("making a client for the API server: %w", err)
 	}
 	meta, err := metadata.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client of the API server: %w", err)
+		return nil, fmt.Errorf("making a client for the API server: %w", err)
 	}
 	return &api{config, core, meta, c.namespace}, nil
 }

@@ -1,4 +1,4 @@
-// kubectl imds-guard report and status: both ask the agents, and differ in what they print.
+// kubectl imds-guard report and status: both ask the agents and differ only in what they print.
 
 package main
 
@@ -12,20 +12,21 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/imds-guard/imds-guard/internal/command"
 	"github.com/imds-guard/imds-guard/pkg/report"
 )
 
-// document is what is printed as JSON or YAML.
+// document is the output as JSON or YAML.
 type document struct {
 	Nodes      []report.Node `json:"nodes"`
 	Unanswered []unanswered  `json:"unanswered"`
-	// Workloads are report's alone.
+	// Workloads is set by report only.
 	Workloads *[]advised `json:"workloads,omitempty"`
 }
 
-// advised is a workload with what to do about it.
+// advised is a workload with advice on what to do about it.
 type advised struct {
 	report.Workload
 	Advice string `json:"advice"`
@@ -34,9 +35,9 @@ type advised struct {
 func newReport(c *cluster) *cobra.Command {
 	return newAsk(c, &cobra.Command{
 		Use:   "report",
-		Short: "Which workloads ask for the endpoint, for what, and what to do about each",
-		Long: "Which workloads ask for the endpoint, for what, and what to do about each. Exit code 0: every node has answered;\n" +
-			"1: one has not, or nothing could be asked; 2: wrong usage.",
+		Short: "Show which workloads ask for the endpoint, for what, and what to do about each",
+		Long: "Shows which workloads ask for the endpoint, for what, and what to do about each. Exit code 0: every node answered;\n" +
+			"1: at least one did not, or none could be asked; 2: wrong usage.",
 	}, func(w io.Writer, nodes []report.Node) error {
 		return report.WriteText(w, nodes, report.Merge(nodes))
 	}, func(d *document) {
@@ -50,42 +51,47 @@ func newReport(c *cluster) *cobra.Command {
 func newStatus(c *cluster) *cobra.Command {
 	return newAsk(c, &cobra.Command{
 		Use:   "status",
-		Short: "Which nodes are protected, and by which layers",
-		Long: "Which nodes are protected, and by which layers. Exit code 0: every node has answered, protected or not; 1: one has\n" +
-			"not, or nothing could be asked; 2: wrong usage.",
+		Short: "Show which nodes are protected, and by which layers",
+		Long: "Shows which nodes are protected, and by which layers. Exit code 0: every node answered, protected or not; 1: at least\n" +
+			"one did not, or none could be asked; 2: wrong usage.",
 	}, report.WriteStatus, func(*document) {})
 }
 
 var errInterrupted = errors.New("interrupted before every node had answered")
 
-// asking is what the flags of a command say that asks the agents.
+// asking holds the flags of a command that asks the agents.
 type asking struct {
 	output   string
 	node     string
+	selector string
 	parallel int
 	timeout  time.Duration
 }
 
 func (o asking) check() error {
 	errs := []error{report.CheckOutput(o.output)}
+	if _, err := labels.Parse(o.selector); err != nil || o.selector == "" {
+		errs = append(errs, fmt.Errorf("--selector: %q selects no label; use a label of the agents' pods, such as %s", o.selector, agentLabel))
+	}
 	if o.parallel < 1 {
-		errs = append(errs, fmt.Errorf("--parallel: %d asks nobody; use 1 or more", o.parallel))
+		errs = append(errs, fmt.Errorf("--parallel: %d would ask no node; use 1 or more", o.parallel))
 	}
 	if o.timeout <= 0 {
-		errs = append(errs, fmt.Errorf("--timeout: %s leaves no time; use some seconds, such as 5s", o.timeout))
+		errs = append(errs, fmt.Errorf("--timeout: %s leaves no time to answer; use a few seconds, such as 5s", o.timeout))
 	}
 	return errors.Join(errs...)
 }
 
-// newAsk makes a command that asks the agents. text prints what they say; complete puts into the document what is the command's
-// own.
+// newAsk makes a command that asks the agents. text prints their answers; complete adds to the document what only this command
+// has.
 func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) error, complete func(*document)) *cobra.Command {
 	var o asking
 	flags := cmd.Flags()
 	flags.StringVarP(&o.output, "output", "o", "text", "text, json or yaml")
-	flags.StringVar(&o.node, "node", "", "ask this `node` alone")
-	flags.IntVar(&o.parallel, "parallel", 50, "how many nodes are asked at a time")
-	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "how long a node has for its answer")
+	flags.StringVar(&o.node, "node", "", "ask only this `node`")
+	flags.StringVarP(&o.selector, "selector", "l", agentLabel, "the `label` of the agents' pods")
+	flags.IntVar(&o.parallel, "parallel", 50, "how many nodes to ask at a time")
+	flags.DurationVar(&o.timeout, "timeout", 5*time.Second, "how long to wait for each node's answer")
 	cmd.Args = cobra.NoArgs
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := o.check(); err != nil {
@@ -96,7 +102,7 @@ func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) 
 			return err
 		}
 		ctx := cmd.Context()
-		targets, err := a.targets(ctx, o.node)
+		targets, err := a.targets(ctx, o.selector, o.node)
 		if ctx.Err() != nil {
 			return command.Fail(errInterrupted)
 		}
@@ -128,7 +134,7 @@ func newAsk(c *cluster, cmd *cobra.Command, text func(io.Writer, []report.Node) 
 	return cmd
 }
 
-// progress is a line on a terminal; nothing elsewhere.
+// progress is a progress line on a terminal, and nothing elsewhere.
 type progress struct{ bar *progressbar.ProgressBar }
 
 func newProgress(stderr io.Writer, nodes int) progress {

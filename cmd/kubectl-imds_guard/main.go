@@ -1,5 +1,5 @@
-// Command kubectl-imds_guard is the kubectl plugin `kubectl imds-guard`: it asks the agents of all nodes and puts together what
-// they say. This file only parses and wires.
+// Command kubectl-imds_guard is the kubectl plugin `kubectl imds-guard`: it asks the agents on all nodes and merges their
+// answers. This file only parses and wires.
 package main
 
 import (
@@ -24,25 +24,25 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the program. An error may come from a server or a node, and goes to a terminal.
+// run runs the program. Errors are made printable, since they may come from a server or a node and go to a terminal.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return command.Run(ctx, newRoot(), args, stdout, stderr, report.Printable)
 }
 
-// complain says what is no reason to end.
+// complain prints an error that does not end the program.
 func complain(cmd *cobra.Command, err error) {
 	command.Complain(cmd.ErrOrStderr(), cmd.Root(), err, report.Printable)
 }
 
 func newRoot() *cobra.Command {
-	root := command.Root("kubectl-imds_guard", "Who asks for the EC2 instance metadata service, on all nodes of a cluster",
-		"Asks the imds-guard agents of all nodes, by running `imds-guard report` in their pods, and puts together what they\n"+
-			"say. It needs the rights to list pods and to get and create pods/exec in the agents' namespace; to list nodes, to notice\n"+
-			"those without an agent; and to get nodes, for --node.", "report")
+	root := command.Root("kubectl-imds_guard", "Shows who asks for the EC2 instance metadata service, on all nodes of a cluster",
+		"Asks the imds-guard agents on all nodes, by running `imds-guard report` in their pods, and merges their answers.\n"+
+			"You need permission to list pods and to get and create pods/exec in the agents' namespace; to list nodes, so that\n"+
+			"those without an agent are noticed; and to get nodes, for --node.", "report")
 	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl imds-guard"}
 	c := newCluster()
 	c.addTo(root.PersistentFlags())
 	root.AddCommand(newReport(c), newStatus(c),
-		command.Version(version, commit, "Version, commit, Go version, platform of this plugin; `status` has those of the agents"))
+		command.Version(version, commit, "Print the plugin's version, commit, Go version and platform; `status` shows those of the agents"))
 	return root
 }

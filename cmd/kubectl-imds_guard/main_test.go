@@ -22,7 +22,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/request"
 )
 
-// says is an agent that says this.
+// says returns an agent with this answer.
 func says(text string) agentFunc {
 	return func(stdout, _ io.Writer, _ <-chan struct{}) int {
 		_, _ = io.WriteString(stdout, text)
@@ -30,7 +30,7 @@ func says(text string) agentFunc {
 	}
 }
 
-// reports is an agent that is well.
+// reports returns a working agent with this report.
 func reports(t *testing.T, n report.Node) agentFunc {
 	t.Helper()
 	n.Mode, n.Version = "audit", "v1"
@@ -55,7 +55,7 @@ func plugin(t *testing.T, flags []string, args ...string) (code int, stdout, std
 	return code, out.String(), errs.String()
 }
 
-// reasons are the unanswered nodes' by their names.
+// reasons returns the reasons of the unanswered nodes, by name.
 func reasons(d document) map[string]string {
 	m := map[string]string{}
 	for _, u := range d.Unanswered {
@@ -72,7 +72,8 @@ func parseJSON(t *testing.T, text string) (d document) {
 	return d
 }
 
-// Five hundred nodes, some of which are slow, dead or mad: exactly these are named, and the others' counts are summed up.
+// Of five hundred nodes, some of which are slow, dead or return garbage, exactly these are reported, and the counts of the
+// others are added up.
 func TestManyNodes(t *testing.T) {
 	var s standIn
 	want := map[string]string{}
@@ -93,14 +94,14 @@ func TestManyNodes(t *testing.T) {
 			want[node] = "no answer within "
 		case i%100 == 11: // 5
 			s.addNode(node, says([]string{"", "no JSON", "{}", `{"mode":"audit"`, "\x00\xff"}[i/100]))
-			want[node] = "its answer is no report"
+			want[node] = "its answer is not a report"
 		case i%100 == 13: // 5
 			s.addNode(node, func(stdout, stderr io.Writer, _ <-chan struct{}) int {
 				fmt.Fprintln(stdout, "{}")
 				fmt.Fprint(stderr, "a line\nimds-guard: no agent runs here\n")
 				return 3
 			})
-			want[node] = "`imds-guard report` ended with exit code 3: imds-guard: no agent runs here"
+			want[node] = "`imds-guard report` exited with code 3: imds-guard: no agent runs here"
 		case i == 17:
 			s.addNode(node, func(stdout, _ io.Writer, _ <-chan struct{}) int {
 				for part := bytes.Repeat([]byte("x"), 1<<15); ; {
@@ -175,7 +176,7 @@ func TestManyNodes(t *testing.T) {
 	}
 }
 
-// Nobody is asked where there is nobody to be asked; and of two agents on a node, the one that runs.
+// Nodes without a running agent are not asked; and of two agents on a node, the running one is.
 func TestTargets(t *testing.T) {
 	s := standIn{asked: make(chan string, 10)}
 	s.addNode("a", reports(t, report.Node{}))
@@ -193,6 +194,7 @@ func TestTargets(t *testing.T) {
 
 	s.nodes["bare"] = nil
 	s.nodes["win"] = map[string]string{corev1.LabelOSStable: "windows"}
+	s.nodes["home"] = map[string]string{"eks.amazonaws.com/compute-type": "hybrid", corev1.LabelOSStable: "linux"}
 	s.nodes["far"] = map[string]string{"eks.amazonaws.com/compute-type": "fargate", corev1.LabelOSStable: "linux"}
 	flags := s.start(t)
 
@@ -207,6 +209,16 @@ func TestTargets(t *testing.T) {
 	}
 	if close(s.asked); <-s.asked != "imds-guard-a" || <-s.asked != "" {
 		t.Error("others than a's agent were asked")
+	}
+}
+
+// The chart's nameOverride gives the agents' pods another label.
+func TestSelector(t *testing.T) {
+	s := standIn{selector: "app.kubernetes.io/name=guard"}
+	s.addNode("a", reports(t, report.Node{}))
+	code, stdout, stderr := plugin(t, s.start(t), "status", "-l", s.selector, "-o", "json")
+	if d := parseJSON(t, stdout); code != command.OK || len(d.Nodes) != 1 || stderr != "" {
+		t.Errorf("code %d: %s%s", code, stdout, stderr)
 	}
 }
 
@@ -225,7 +237,7 @@ func TestOneNode(t *testing.T) {
 	}
 }
 
-// Who may not list nodes is told so once, and gets what the agents say.
+// A user who may not list nodes is told so once, and gets the agents' answers all the same.
 func TestNodesForbidden(t *testing.T) {
 	var s standIn
 	s.addNode("a", reports(t, report.Node{}))
@@ -241,7 +253,7 @@ func TestExecForbidden(t *testing.T) {
 	s.addNode("a", nil)
 	code, stdout, _ := plugin(t, s.start(t), "report", "-o", "json")
 	why := reasons(parseJSON(t, stdout))["a"]
-	if code != command.Failed || !strings.HasPrefix(why, "you need the rights to get and create pods/exec in namespace imds-guard: ") {
+	if code != command.Failed || !strings.HasPrefix(why, "you need permission to get and create pods/exec in namespace imds-guard: ") {
 		t.Errorf("code %d: %s", code, stdout)
 	}
 }
@@ -261,7 +273,7 @@ func trySPDY(t *testing.T, s *standIn) {
 	})
 	code, stdout, _ := plugin(t, s.start(t), "report", "-o", "json")
 	d := parseJSON(t, stdout)
-	if code != command.Failed || len(d.Nodes) != 1 || !d.Nodes[0].Protected || !strings.HasSuffix(reasons(d)["b"], "exit code 4: no") {
+	if code != command.Failed || len(d.Nodes) != 1 || !d.Nodes[0].Protected || !strings.HasSuffix(reasons(d)["b"], "exited with code 4: no") {
 		t.Errorf("code %d: %s", code, stdout)
 	}
 }
@@ -290,7 +302,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// What pods and nodes write reaches the terminal without a character that it could obey.
+// Text from pods and nodes reaches the terminal without characters that the terminal would interpret.
 func TestHostileText(t *testing.T) {
 	const evil = "\x1b]0;x\x07\u009b2J\u202e\x7f\r\n\U000e0001"
 	var s standIn
@@ -360,12 +372,14 @@ func TestUsage(t *testing.T) {
 		{[]string{"repotr"}, command.Usage, "unknown command"},
 		{[]string{"report", "node-1"}, command.Usage, "unknown command"},
 		{[]string{"report", "--nodes"}, command.Usage, "--nodes"},
-		{[]string{"report", "-o", "xml"}, command.Usage, `--output: "xml" is none; use text, json or yaml`},
-		{[]string{"report", "--parallel", "0"}, command.Usage, "--parallel: 0 asks nobody; use 1 or more"},
+		{[]string{"report", "-o", "xml"}, command.Usage, `--output: "xml" is not valid; use text, json or yaml`},
+		{[]string{"report", "--selector", "a b"}, command.Usage, "--selector: \"a b\" selects no label; use a label of the agents' pods, such as " + agentLabel},
+		{[]string{"status", "--selector="}, command.Usage, "--selector: \"\" selects no label"},
+		{[]string{"report", "--parallel", "0"}, command.Usage, "--parallel: 0 would ask no node; use 1 or more"},
 		{[]string{"status", "--timeout", "0s"}, command.Usage, "--timeout: 0s leaves no time"},
 		{[]string{"report", "--context", "nowhere"}, command.Usage, "--context"},
 		{[]string{"report", "--kubeconfig", "/nowhere"}, command.Usage, "--kubeconfig"},
-		{[]string{"report", "-n", "empty"}, command.Failed, "name the right one by --namespace"},
+		{[]string{"report", "-n", "empty"}, command.Failed, "give the right one with --namespace"},
 		{[]string{"report", "--server", "http://127.0.0.1:1"}, command.Failed, "listing the agents' pods"},
 		{[]string{"version"}, command.OK, ""},
 	} {

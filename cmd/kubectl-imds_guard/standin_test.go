@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,6 +41,8 @@ type standIn struct {
 	agents map[string]agentFunc
 	// mute pods don't even answer the handshake.
 	mute map[string]bool
+	// selector is what pods have to be asked for by, if not by agentLabel.
+	selector string
 	// createOnly: the user may create pods/exec, and not get it, which a WebSocket begins with.
 	createOnly bool
 	// old: it knows SPDY alone.
@@ -99,7 +102,7 @@ func (s *standIn) addNode(node string, agent agentFunc) {
 }
 
 func (s *standIn) listPods(w http.ResponseWriter, r *http.Request) {
-	if selector := r.URL.Query().Get("labelSelector"); selector != agentLabel {
+	if selector := r.URL.Query().Get("labelSelector"); selector != cmp.Or(s.selector, agentLabel) {
 		s.t.Errorf("pods are listed by %q", selector)
 	}
 	pods := s.pods
@@ -151,7 +154,7 @@ func metadataOf(name string, labels map[string]string) metav1.PartialObjectMetad
 	}
 }
 
-// page is what a server gives of a list that is asked for in parts.
+// page returns one page of a list requested in pages.
 func page[T any](r *http.Request, all []T) (items []T, next string) {
 	from, _ := strconv.Atoi(r.URL.Query().Get("continue"))
 	limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
@@ -232,7 +235,7 @@ func (s *standIn) execSPDY(w http.ResponseWriter, r *http.Request, agent agentFu
 	<-conn.CloseChan()
 }
 
-// exitStatus is how a container runtime says how a command ended.
+// exitStatus is how a container runtime reports a command's exit code.
 func exitStatus(code int) []byte {
 	status := metav1.Status{Status: metav1.StatusSuccess}
 	if code != 0 {

@@ -1,4 +1,4 @@
-// Which agents there are to be asked.
+// Which agents to ask.
 
 package main
 
@@ -20,25 +20,25 @@ import (
 	"github.com/imds-guard/imds-guard/internal/command"
 )
 
-// What the chart calls things. The DaemonSet that cleans up has another label.
+// The chart's names, unless its nameOverride changes the label. The cleanup DaemonSet has another one.
 const (
 	agentLabel     = "app.kubernetes.io/name=imds-guard"
 	agentContainer = "imds-guard"
 )
 
-// target is a node, and the pod of its agent, or the reason for which nobody can be asked there.
+// target is a node with its agent's pod, or the reason why no agent can be asked there.
 type target struct {
 	node   string
 	pod    string
 	reason string
 }
 
-// errNodesUnseen comes beside targets: it is not known which nodes have no agent.
-var errNodesUnseen = errors.New("nodes without an agent go unnoticed, since you may not list nodes")
+// errNodesUnseen is returned along with targets: nodes without an agent can't be told.
+var errNodesUnseen = errors.New("nodes without an agent are left out, because you are not allowed to list nodes")
 
-// targets are all nodes, or the named one, sorted. With errNodesUnseen there may be more.
-func (a *api) targets(ctx context.Context, only string) ([]target, error) {
-	agents, err := a.agents(ctx, only)
+// targets returns all nodes, or the named one, sorted. With errNodesUnseen there may be more.
+func (a *api) targets(ctx context.Context, selector, only string) ([]target, error) {
+	agents, err := a.agents(ctx, selector, only)
 	if err != nil {
 		return nil, command.Fail(fmt.Errorf("listing the agents' pods: %w", err))
 	}
@@ -56,7 +56,7 @@ func (a *api) targets(ctx context.Context, only string) ([]target, error) {
 		return nil, command.Fail(fmt.Errorf("listing nodes: %w", unseen))
 	}
 	if len(found) == 0 && only == "" {
-		return nil, command.Fail(fmt.Errorf("namespace %q has no pod of an agent (%s); name the right one by --namespace", a.namespace, agentLabel))
+		return nil, command.Fail(fmt.Errorf("namespace %q has no agent pods (%s); give the right one with --namespace", a.namespace, selector))
 	}
 	for _, name := range nodes {
 		if _, known := found[name]; !known {
@@ -69,9 +69,9 @@ func (a *api) targets(ctx context.Context, only string) ([]target, error) {
 	return slices.SortedFunc(maps.Values(found), func(x, y target) int { return strings.Compare(x.node, y.node) }), unseen
 }
 
-// agents are the agents' pods by their nodes, the best one of each.
-func (a *api) agents(ctx context.Context, only string) (map[string]*corev1.Pod, error) {
-	options := metav1.ListOptions{LabelSelector: agentLabel}
+// agents returns the agents' pods by node, the best one for each.
+func (a *api) agents(ctx context.Context, selector, only string) (map[string]*corev1.Pod, error) {
+	options := metav1.ListOptions{LabelSelector: selector}
 	if only != "" {
 		options.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", only).String()
 	}
@@ -90,7 +90,7 @@ func (a *api) agents(ctx context.Context, only string) (map[string]*corev1.Pod, 
 	return agents, err
 }
 
-// better says which of a node's two agents to ask: during an update the old one may be there still.
+// better reports whether to ask a rather than b, two agents of one node: during an update the old one may still be there.
 func better(a, b *corev1.Pod) bool {
 	if running := whyNotRunning(a) == ""; running != (whyNotRunning(b) == "") {
 		return running
@@ -101,7 +101,7 @@ func better(a, b *corev1.Pod) bool {
 	return b.CreationTimestamp.Before(&a.CreationTimestamp)
 }
 
-// whyNotRunning is empty if the agent's container runs.
+// whyNotRunning says why the agent's container is not running; it is empty if it is.
 func whyNotRunning(p *corev1.Pod) string {
 	why := string(p.Status.Phase)
 	for _, c := range p.Status.ContainerStatuses {
@@ -118,12 +118,12 @@ func whyNotRunning(p *corev1.Pod) string {
 	return fmt.Sprintf("its agent's pod %s is not running: %s", p.Name, why)
 }
 
-// nodes are the nodes that should have an agent: Linux machines of EC2's.
+// nodes returns the nodes that should have an agent: Linux nodes that are EC2 instances.
 func (a *api) nodes(ctx context.Context, only string) (names []string, err error) {
 	client := a.metadata.Resource(corev1.SchemeGroupVersion.WithResource("nodes"))
 	keep := func(n *metav1.PartialObjectMetadata) {
 		if system := n.Labels[corev1.LabelOSStable]; system == "" || system == "linux" {
-			if n.Labels["eks.amazonaws.com/compute-type"] != "fargate" {
+			if kind := n.Labels["eks.amazonaws.com/compute-type"]; kind != "fargate" && kind != "hybrid" {
 				names = append(names, n.Name)
 			}
 		}

@@ -1,4 +1,4 @@
-// Package command is what the project's programs have in common: exit codes, errors on stderr, and the command version.
+// Package command holds what the project's programs share: exit codes, errors on stderr, and the version command.
 package command
 
 import (
@@ -21,7 +21,7 @@ const (
 	Usage  = 2
 )
 
-// exitError is an error with an exit code of its own; any other error is a wrong usage.
+// exitError is an error with an exit code of its own; any other error means wrong usage.
 type exitError struct {
 	code int
 	err  error
@@ -30,10 +30,11 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
-// Fail makes an error that ends the program with Failed.
+// Fail makes an error that exits the program with Failed.
 func Fail(err error) error { return &exitError{Failed, err} }
 
-// Interruptible is a context that SIGTERM and SIGINT end. The second one ends the program at once, whatever it waits for.
+// Interruptible returns a context that SIGTERM and SIGINT cancel. A second signal ends the program at once, whatever it is
+// waiting for.
 func Interruptible() (ctx context.Context, stop func()) {
 	ctx, stop = signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop)
@@ -57,7 +58,8 @@ func Run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr
 	return Usage
 }
 
-// Complain writes each line of an error by itself, behind the program's name, and as printable makes it, unless that is nil.
+// Complain writes each line of an error separately, prefixed with the program's name and passed through printable unless that
+// is nil.
 func Complain(stderr io.Writer, root *cobra.Command, err error, printable func(string) string) {
 	for line := range strings.Lines(err.Error()) {
 		line = strings.TrimSpace(line)
@@ -68,7 +70,7 @@ func Complain(stderr io.Writer, root *cobra.Command, err error, printable func(s
 	}
 }
 
-// Root makes a program's command. Without another command it prints its help, and is a wrong usage.
+// Root makes a program's root command. Without a subcommand it prints its help and fails as wrong usage.
 func Root(name, short, long, example string) *cobra.Command {
 	return &cobra.Command{
 		Use: name, Short: short, Long: long, SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
@@ -80,7 +82,7 @@ func Root(name, short, long, example string) *cobra.Command {
 	}
 }
 
-// Version makes the command version of the program that it is added to.
+// Version makes the version subcommand.
 func Version(version, commit, short string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",

@@ -1,4 +1,4 @@
-// Package nldump takes netlink dumps that somebody else changes under way.
+// Package nldump makes netlink dumps while something else changes what is dumped.
 package nldump
 
 import (
@@ -7,8 +7,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Consistent repeats a dump that the kernel says was changed under way, and takes the last one as it is: the change has its own
-// event, which makes for the next dump.
+// Consistent repeats a dump that the kernel marks as interrupted by a change, and in the end accepts the last one as it is: the
+// change sends its own event, which triggers the next dump.
 func Consistent[T any](dump func() ([]T, error)) (items []T, err error) {
 	for range 3 {
 		items, err = dump()

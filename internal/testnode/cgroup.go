@@ -23,19 +23,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// callsEnv makes a program of ours a pod's process that makes socket calls, as JSON.
+// callsEnv makes one of our programs act as a pod's process that makes the socket calls given, as JSON.
 const callsEnv = "TESTNODE_CALLS"
 
-// cgroupRoots are where cgroup v2 may be mounted: alone, or beside version 1.
+// cgroupRoots are where cgroup v2 may be mounted: on its own, or beside version 1.
 var cgroupRoots = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}
 
 var cgroups atomic.Int64 // for their names
 
-// containerCgroup is that of a container, below the pods'.
+// containerCgroup is a container's cgroup, below the pods'.
 const containerCgroup = "pod1/container"
 
-// PodsCgroup makes the cgroup v2 directory below which the node's pods are, and in it one of a pod with one of its
-// container's. They go with the node.
+// PodsCgroup makes the cgroup v2 directory below which the node's pods are, containing one pod with one container. They are
+// removed with the node.
 func (n *Node) PodsCgroup() (string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -66,7 +66,7 @@ func cgroupRoot() string {
 	return ""
 }
 
-// removeCgroups removes the pods' cgroup with all that is below. Its processes have ended.
+// removeCgroups removes the pods' cgroup and everything below it. Its processes have already ended.
 func (n *Node) removeCgroups() error {
 	if n.cgroup == "" {
 		return nil
@@ -93,13 +93,13 @@ func (n *Node) removeCgroups() error {
 	return nil
 }
 
-// InContainer makes a command that has yet to start one of a pod's container, by its cgroup alone. What it returns has to be open
-// until the command has started.
+// InContainer makes a command that has not started yet a process of a pod's container, as far as its cgroup goes. Keep what it
+// returns open until the command has started.
 func (n *Node) InContainer(cmd *exec.Cmd) (io.Closer, error) {
 	return n.InCgroup(cmd, containerCgroup)
 }
 
-// InCgroup is InContainer for a container with that cgroup below the pods'. It is made if there is none.
+// InCgroup is InContainer for a container with the given cgroup below the pods', which is made if it doesn't exist.
 func (n *Node) InCgroup(cmd *exec.Cmd, cgroup string) (io.Closer, error) {
 	pods, err := n.PodsCgroup()
 	if err != nil {
@@ -117,28 +117,28 @@ func (n *Node) InCgroup(cmd *exec.Cmd, cgroup string) (io.Closer, error) {
 	return container, nil
 }
 
-// SocketCalls makes socket calls as a process of a container of a pod, in a network namespace: each "HOW ADDRESS:PORT", where
-// HOW is tcp, udp, udp-sendto, fastopen or mptcp. It returns what came of each: "sent", or the error's name, such as EPERM. With
-// timed-connect and timed-send it makes TimedCalls of UDP, and returns how long one takes, in nanoseconds: "123ns". "get URL" and
-// "get CLIENT@URL" is an HTTP request, and returns the status, or EPERM; get-v2 is the same with a token.
-// The program that calls it has to begin with [RunSocketCalls].
+// SocketCalls makes socket calls as a process in a pod's container, in a network namespace. Each call is "HOW ADDRESS:PORT",
+// where HOW is tcp, udp, udp-sendto, fastopen or mptcp. It returns the outcome of each: "sent", or the error's name, such as
+// EPERM. With timed-connect and timed-send it makes TimedCalls UDP calls and returns how long one takes, in nanoseconds:
+// "123ns". "get URL" and "get CLIENT@URL" make an HTTP request and return the status, or EPERM; get-v2 does the same with a
+// token. The calling program has to begin with [RunSocketCalls].
 func (n *Node) SocketCalls(in *Namespace, calls ...string) (results []string, err error) {
 	return n.SocketCallsBy(containerCgroup, in, calls...)
 }
 
-// SocketCallsBy is SocketCalls by a process in that cgroup below the pods'.
+// SocketCallsBy is SocketCalls by a process in the given cgroup below the pods'.
 func (n *Node) SocketCallsBy(cgroup string, in *Namespace, calls ...string) (results []string, err error) {
 	return n.SocketCallsAs(Caller{Cgroup: cgroup}, in, calls...)
 }
 
 // Caller is a process that makes socket calls.
 type Caller struct {
-	// Cgroup is below the pods'.
+	// Cgroup is the process's cgroup, below the pods'.
 	Cgroup string
-	// OwnNamespace: it has a cgroup namespace of its own.
+	// OwnNamespace says that the process has a cgroup namespace of its own.
 	OwnNamespace bool
-	// Passed is a socket for it: a call "passed ADDRESS:PORT" connects that one. Or it is one to pass sockets by: a call "pass
-	// ADDRESS:PORT" makes one that could be connected there, and sends it.
+	// Passed is a socket handed to the process: a call "passed ADDRESS:PORT" connects it. Or it is a Unix socket to hand
+	// sockets over with: a call "pass ADDRESS:PORT" makes a socket that could be connected there, and sends it.
 	Passed *os.File
 }
 
@@ -155,7 +155,7 @@ func (n *Node) SocketCallsAs(by Caller, in *Namespace, calls ...string) (results
 		return nil, fmt.Errorf("making socket calls: %w", err)
 	}
 	cmd := in.Command(context.Background(), self)
-	// With the race detector a process that ends sleeps for a second first.
+	// With the race detector, a process sleeps for a second before it exits.
 	cmd.Env = append(os.Environ(), callsEnv+"="+string(list), "GORACE=atexit_sleep_ms=0")
 	container, err := n.InCgroup(cmd, by.Cgroup)
 	if err != nil {
@@ -178,10 +178,10 @@ func (n *Node) SocketCallsAs(by Caller, in *Namespace, calls ...string) (results
 	return results, nil
 }
 
-// TimedCalls is how many calls are made to time one.
+// TimedCalls is how many calls are made in order to time one.
 const TimedCalls = 100_000
 
-// RunSocketCalls makes this process what SocketCalls starts, and tells whether it was that.
+// RunSocketCalls makes the calls if SocketCalls started this process, and reports whether it did.
 func RunSocketCalls() bool {
 	text := os.Getenv(callsEnv)
 	if text == "" {
@@ -246,7 +246,7 @@ func socketCall(call string) string {
 	return unix.ErrnoName(err.(unix.Errno))
 }
 
-// get makes an HTTP request, of a client with the name that is before an @, if there is one; for IMDSv2 it gets a token first.
+// get makes an HTTP request with the client name before the @, if there is one; for IMDSv2 it gets a token first.
 func get(url string, v2 bool) string {
 	agent, rest, named := strings.Cut(url, "@")
 	if !named {

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// What the stand-in gives away. The keys are the ones of AWS's own documentation.
+// What the stand-in hands out. The keys are the examples from AWS's own documentation.
 const (
 	Role            = "eks-node-role"
 	AccessKeyID     = "ASIAIOSFODNN7EXAMPLE"
@@ -24,12 +24,12 @@ const (
 
 const (
 	ttlHeader = "X-aws-ec2-metadata-token-ttl-seconds"
-	// tokenHeader is as net/http spells it.
+	// tokenHeader is in net/http's spelling.
 	tokenHeader = "X-Aws-Ec2-Metadata-Token"
 	maxTTL      = 21600
 )
 
-// imdsDocuments are found with a slash at the end, too.
+// imdsDocuments are also served with a trailing slash.
 var imdsDocuments = map[string]string{
 	"/latest/meta-data/instance-id":                 "i-1234567890abcdef0",
 	"/latest/meta-data/placement/availability-zone": "us-east-1a",
@@ -55,11 +55,11 @@ var imdsDocuments = map[string]string{
 }`,
 }
 
-// fromNow is a time as AWS writes it. Clients don't use credentials that have expired.
+// fromNow formats a time as AWS does. Clients don't use expired credentials.
 func fromNow(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339) }
 
-// IMDS is the stand-in for the endpoint. It answers a fixed role and credentials, to IMDSv1 and IMDSv2 requests, on
-// both families, and counts the requests that reached it.
+// IMDS is the stand-in for the endpoint. It answers IMDSv1 and IMDSv2 requests in both families with a fixed role and
+// credentials, and counts the requests that reach it.
 type IMDS struct {
 	server   *server
 	requests atomic.Int64
@@ -77,7 +77,7 @@ func serveIMDS(ns *Namespace) (*IMDS, error) {
 // Requests returns how many requests have reached the endpoint so far, token requests included.
 func (m *IMDS) Requests() int64 { return m.requests.Load() }
 
-// Stop makes the endpoint's addresses free for another server. The node stays as it is.
+// Stop frees the endpoint's addresses for another server. The node stays as it is.
 func (m *IMDS) Stop() {
 	m.server.close()
 }

@@ -1,7 +1,7 @@
 //go:build linux
 
-// What is left of a node that was closed, or whose owner was killed: nothing. The kernel itself is asked, by handles
-// that can't be mistaken for those of another node that got the same numbers later.
+// Nothing is left of a node that was closed, or whose owner was killed. The kernel itself is asked, with handles that can't be
+// mistaken for those of another node that later got the same numbers.
 
 package testnode
 
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// owned is what the owner tells of its node.
+// owned is what the owner reports about its node.
 type owned struct {
 	Nets  []string // paths, the node's own first
 	Mount string
@@ -68,7 +68,7 @@ func populated() (*Node, owned, error) {
 	return n, is, nil
 }
 
-// own tells of a populated node and waits to be killed, or for the end of its standard input.
+// own reports on a populated node and waits to be killed, or for the end of its standard input.
 func own() error {
 	_, is, err := populated()
 	if err != nil {

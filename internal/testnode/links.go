@@ -56,7 +56,7 @@ func (ns *Namespace) addVeth(name string, peer *Namespace, peerName string) erro
 	})
 }
 
-// deleteLink removes a link, and is content when there is none.
+// deleteLink removes a link. It is not an error if there is none.
 func (ns *Namespace) deleteLink(name string) error {
 	return ns.withHandle(func(h *netlink.Handle) error {
 		link, err := h.LinkByName(name)
@@ -70,7 +70,7 @@ func (ns *Namespace) deleteLink(name string) error {
 	})
 }
 
-// linkSpec says what a link is given.
+// linkSpec is the configuration of a link.
 type linkSpec struct {
 	addrs    []netip.Prefix
 	onLink   []netip.Prefix              // routes without a gateway
@@ -79,7 +79,7 @@ type linkSpec struct {
 	routes   map[netip.Prefix]netip.Addr // destination: gateway
 }
 
-// permanent returns the addresses to be given a permanent neighbour entry.
+// permanent returns the addresses that get a permanent neighbour entry.
 func (s linkSpec) permanent() []netip.Addr {
 	if s.neighbor == nil {
 		return nil
@@ -132,8 +132,8 @@ func (ns *Namespace) setUpLink(name string, spec linkSpec) error {
 	})
 }
 
-// waitForLink waits until the link passes packets of both families. Both ends being set up is not enough: the kernel
-// starts the queue, and gives the link-local address that neighbour discovery needs, a little later, in a worker.
+// waitForLink waits until the link passes packets of both families. It is not enough that both ends are up: a kernel worker
+// starts the queue a little later, and assigns the link-local address that neighbour discovery needs.
 func (ns *Namespace) waitForLink(name string) error {
 	return ns.withHandle(func(h *netlink.Handle) error {
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -142,7 +142,7 @@ func (ns *Namespace) waitForLink(name string) error {
 				return fmt.Errorf("finding link %s: %w", name, err)
 			}
 			addrs, err := h.AddrList(link, netlink.FAMILY_V6)
-			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // then it is asked again
+			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // an interrupted dump is simply repeated
 				return fmt.Errorf("listing the addresses of %s: %w", name, err)
 			}
 			if link.Attrs().OperState == netlink.OperUp {
@@ -172,7 +172,7 @@ func (ns *Namespace) HardwareAddr(name string) (addr net.HardwareAddr, err error
 	return addr, err
 }
 
-// addrFlags spares an IPv6 address the second of duplicate address detection.
+// addrFlags skips duplicate address detection for IPv6, which takes a second.
 func addrFlags(addr netip.Addr) int {
 	if addr.Is6() {
 		return unix.IFA_F_NODAD

@@ -1,4 +1,4 @@
-// What a process on a node writes.
+// The output of a process on a node.
 
 package testnode
 
@@ -21,7 +21,7 @@ func (l *Log) Write(p []byte) (int, error) {
 	return l.buf.Write(p)
 }
 
-// String is everything so far.
+// String returns everything written so far.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

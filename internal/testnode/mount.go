@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// addMount gives the namespace a mount namespace with its own /run (so that the xtables lock is the node's), its own
-// view of /sys (where class/net belongs to the network namespace that mounted it) and its own BPF file system (so that
-// pinned objects end with the node). The other file systems are everybody's.
+// addMount gives the namespace a mount namespace with its own /run (so that the node has its own xtables lock), its own view of
+// /sys (where class/net shows the network namespace that mounted it) and its own BPF file system (so that pinned objects go
+// away with the node). It shares the other file systems with everybody.
 func (ns *Namespace) addMount() error {
 	return onPrivateThread(func(t *thread) error {
 		return t.within(ns.net, "net", func() (err error) {

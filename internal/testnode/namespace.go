@@ -1,6 +1,6 @@
 //go:build linux
 
-// Namespaces held by file descriptors, and how code gets into them.
+// Namespaces held by file descriptors, and how to run code inside them.
 
 package testnode
 
@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace; the node's own has a mount namespace as well. It lives as long as its Node, or its
-// Pod, is not closed, and as long as a process or an open socket is in it. Safe for concurrent use.
+// Namespace is a network namespace; the node's own has a mount namespace as well. It lives until its Node or Pod is closed, and
+// as long as a process or an open socket is in it. Safe for concurrent use.
 type Namespace struct {
 	net   *os.File
 	mount *os.File // nil: everybody's
@@ -65,9 +65,9 @@ func (ns *Namespace) prepare() error {
 	})
 }
 
-// Do runs fn on an OS thread that is in the namespace, and returns its error; Host's Do is in the node's mount namespace
-// too, in /. Only fn's own goroutine is in there, and the commands that it starts: goroutines that it starts are not. A
-// socket stays in the namespace that it was made in. fn must not call testing's FailNow and the like.
+// Do runs fn on an OS thread in the namespace and returns its error; for Host, the thread is in the node's mount namespace too,
+// in /. Only fn's own goroutine and the commands it starts are inside: goroutines it starts are not. A socket stays in the
+// namespace in which it was made. fn must not call testing's FailNow and the like.
 func (ns *Namespace) Do(fn func() error) error {
 	if ns.mount == nil {
 		return ns.doNet(fn)
@@ -84,9 +84,9 @@ func (ns *Namespace) doNet(fn func() error) error {
 	return onThread(func(t *thread) error { return t.within(ns.net, "net", fn) })
 }
 
-// Command is exec.CommandContext inside the namespace, and inside the node's mount namespace for Host, where it starts
-// in /. It is killed when this process dies. (It would also be killed when the thread that started it ends, which Go
-// does to threads only when a goroutine returns without unlocking its own. Don't, in a process that uses this package.)
+// Command is exec.CommandContext inside the namespace and, for Host, inside the node's mount namespace, where it starts in /.
+// It is killed when this process dies. (It would also be killed when the thread that started it ends, which in Go happens only
+// when a goroutine returns without unlocking its thread. Don't do that in a process that uses this package.)
 func (ns *Namespace) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	enter := []string{"--net=" + ns.Path()}
 	if ns.mount != nil {
@@ -97,11 +97,11 @@ func (ns *Namespace) Command(ctx context.Context, name string, args ...string) *
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append(append(enter, "--", name), args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = 5 * time.Second // for pipes that are held open by what the command left behind
+	cmd.WaitDelay = 5 * time.Second // for pipes held open by processes that the command left behind
 	return cmd
 }
 
-// Path names the network namespace for nsenter --net= and the like, while this process lives.
+// Path returns a path to the network namespace for nsenter --net= and the like, valid while this process lives.
 func (ns *Namespace) Path() string {
 	return procPath(ns.net)
 }
@@ -110,7 +110,7 @@ func procPath(f *os.File) string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(f.Fd()))
 }
 
-// close gives the namespace up. The kernel removes it, and the links in it, when nothing else uses it.
+// close releases the namespace. The kernel removes it, with the links in it, once nothing else uses it.
 func (ns *Namespace) close() {
 	if ns.net != nil {
 		ns.net.Close()

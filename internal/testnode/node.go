@@ -27,9 +27,9 @@ var (
 	podsV4, podsV6       = netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("2001:db8:1::/112")
 )
 
-// Node is a throwaway node: a network and a mount namespace of its own (with a private tmpfs /run, so that it has its
-// own /run/xtables.lock), an uplink eth0 (a veth) to an "outside" network namespace in which the IMDS answers on
-// 169.254.169.254:80 and [fd00:ec2::254]:80, and pods. Nothing in it filters packets. Safe for concurrent use.
+// Node is a throwaway node: a network and a mount namespace of its own (with a private tmpfs on /run, and so its own
+// /run/xtables.lock), an uplink eth0 (a veth) to an "outside" network namespace in which the IMDS answers on 169.254.169.254:80
+// and [fd00:ec2::254]:80, and pods. Nothing in it filters packets. Safe for concurrent use.
 type Node struct {
 	host, outside *Namespace
 	imds          *IMDS
@@ -99,8 +99,8 @@ func (n *Node) connect() error {
 	return n.host.waitForLink(uplink)
 }
 
-// Close removes everything: processes, namespaces, links. Doing it again does nothing. A connection that the caller
-// made in a namespace and still has open keeps that namespace, with no way out of it, until it is closed.
+// Close removes everything: processes, namespaces, links. Closing twice is fine. A connection that the caller made in a
+// namespace and still has open keeps that namespace alive, with no way out of it, until it is closed.
 func (n *Node) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -120,7 +120,7 @@ func (n *Node) Close() error {
 	}
 	err := killProcesses(namespaces)
 	if n.host != nil {
-		// The pods' links go with their namespaces, all at once. One by one takes the kernel much longer.
+		// The pods' links go away with their namespaces, all at once. Deleting them one by one takes the kernel much longer.
 		err = errors.Join(err, n.host.deleteLink(uplink))
 	}
 	for _, ns := range namespaces {

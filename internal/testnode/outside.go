@@ -1,6 +1,6 @@
 //go:build linux
 
-// What answers outside of the node, besides the IMDS.
+// The servers outside the node, besides the IMDS.
 
 package testnode
 
@@ -31,7 +31,7 @@ var Neighbours = []string{
 	"169.254.20.10", // NodeLocal DNSCache
 }
 
-// servedAddrs are the addresses that the outside has for its servers.
+// servedAddrs are the addresses served outside the node.
 func servedAddrs() []netip.Prefix {
 	var addrs []netip.Prefix
 	for _, ip := range append([]string{IMDSv4, IMDSv6, Elsewhere4, Elsewhere6}, Neighbours...) {
@@ -67,7 +67,7 @@ func serve(ns *Namespace, handler http.Handler, ips ...string) (*server, error) 
 	return s, nil
 }
 
-// close returns when the addresses are free.
+// close stops the server and returns once its addresses are free.
 func (s *server) close() {
 	_ = s.http.Close()
 	s.listeners.Wait()

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Pods, connected to the node as the AWS VPC CNI does it.
+// Pods, connected to the node the way the AWS VPC CNI does it.
 
 package testnode
 

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Processes that are still in a namespace when it is to go.
+// Processes that are still in a namespace when it is to be removed.
 
 package testnode
 
@@ -52,21 +52,21 @@ func killOnce(ours map[string]bool) (found int, err error) {
 		if err != nil || pid == os.Getpid() || !inNamespaces(dir, ours) {
 			continue
 		}
-		// The handle is of one process, whoever gets its number later, so look again before shooting.
+		// The handle refers to one process, whoever gets its number later, so look again before killing.
 		process, err := os.FindProcess(pid)
 		if err != nil {
 			continue
 		}
 		if inNamespaces(dir, ours) {
 			found++
-			_ = process.Kill() // an error means that it has just ended; the next round tells
+			_ = process.Kill() // an error means that it has just ended; the next round will show
 		}
 		_ = process.Release()
 	}
 	return found, nil
 }
 
-// inNamespaces tells whether a process is in one of the namespaces. One that has ended is in none.
+// inNamespaces reports whether a process is in one of the namespaces. One that has ended is in none.
 func inNamespaces(procDir string, ours map[string]bool) bool {
 	for _, kind := range []string{"net", "mnt"} {
 		if id, err := os.Readlink(filepath.Join(procDir, "ns", kind)); err == nil && ours[id] {

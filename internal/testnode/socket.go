@@ -14,8 +14,8 @@ import (
 	"net/netip"
 )
 
-// Dial connects from inside the namespace, and the Conn is usable anywhere. It takes IP addresses only, for a resolver
-// would ask from outside the namespace.
+// Dial connects from inside the namespace; the Conn can be used anywhere. It takes IP addresses only, since a resolver would
+// ask from outside the namespace.
 func (ns *Namespace) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
 		return nil, fmt.Errorf("dialing %s: %w", address, err)
@@ -29,7 +29,7 @@ func (ns *Namespace) Dial(ctx context.Context, network, address string) (conn ne
 	return conn, err
 }
 
-// Listen listens inside the namespace, and the Listener is usable anywhere.
+// Listen listens inside the namespace; the Listener can be used anywhere.
 func (ns *Namespace) Listen(network, address string) (l net.Listener, err error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", address, err)

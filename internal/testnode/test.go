@@ -4,7 +4,7 @@
 
 package testnode
 
-// TB is what of testing.TB a node needs.
+// TB is the part of testing.TB that a node needs.
 type TB interface {
 	Helper()
 	Cleanup(fn func())

@@ -1,9 +1,9 @@
 //go:build linux
 
-// OS threads that may be switched into other namespaces.
+// OS threads that can be switched into other namespaces.
 //
-// None of them may end, except when it can't be switched back: the runtime uses a thread for one goroutine after the
-// other, and the kernel sends the Pdeathsig of a command when the thread that started it ends.
+// They must not end unless they can't be switched back: the runtime reuses a thread for many goroutines, and the kernel
+// sends a command's Pdeathsig when the thread that started it ends.
 
 package testnode
 
@@ -18,13 +18,13 @@ import (
 
 var errGoexit = errors.New("the function ended its goroutine (runtime.Goexit, testing's FailNow)")
 
-// thread is an OS thread that one function has for itself. When it is dirty, nobody else may have it afterwards.
+// thread is an OS thread that one function has to itself. A dirty one must not be used by anything else afterwards.
 type thread struct {
 	dirty bool
 }
 
-// onThread runs fn on a goroutine of its own, locked to an OS thread, and waits for it. A dirty thread stays locked, and
-// so ends with the goroutine.
+// onThread runs fn on a new goroutine, locked to an OS thread, and waits for it. A dirty thread stays locked, and therefore
+// ends with the goroutine.
 func onThread(fn func(*thread) error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -37,8 +37,8 @@ func onThread(fn func(*thread) error) error {
 			done <- err
 		}()
 		if unix.Gettid() == unix.Getpid() {
-			// The main thread is what /proc/self shows, and the runtime can't end it. While it is occupied, the next
-			// attempt gets another one.
+			// /proc/self shows the main thread, and the runtime can't end it. While it is occupied, the next attempt gets
+			// another thread.
 			err = onThread(fn)
 			return
 		}
@@ -47,8 +47,8 @@ func onThread(fn func(*thread) error) error {
 	return <-done
 }
 
-// Entering a mount namespace takes a thread that shares its root and working directory with no other, and one that has
-// stopped sharing them can't begin again. So these threads are kept for the next job.
+// Entering a mount namespace needs a thread that doesn't share its root and working directory, and a thread that has stopped
+// sharing them can't start again. So these threads are kept for the next job.
 type job struct {
 	fn   func(*thread) error
 	done chan error
@@ -105,7 +105,7 @@ func (t *thread) within(f *os.File, kind string, fn func() error) error {
 	return fn()
 }
 
-// back returns to an old namespace.
+// back switches the thread back to its old namespace.
 func (t *thread) back(old *os.File) {
 	if err := setns(old); err != nil {
 		t.dirty = true

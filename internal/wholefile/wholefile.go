@@ -1,4 +1,4 @@
-// Package wholefile writes files that are never seen in part.
+// Package wholefile writes files atomically: nobody ever sees a part of one.
 package wholefile
 
 import (
@@ -7,10 +7,11 @@ import (
 	"path/filepath"
 )
 
-// Next is what a file is called while it is written: a program that was killed may have left it.
+// Next returns a file's name while it is being written. A program that is killed may leave it behind.
 func Next(file string) string { return file + ".new" }
 
-// Write makes a file, and its directory. It goes by way of a second one, so that a full disk can't leave half of it.
+// Write writes a file, and makes its directory. It writes a second file first and renames it, so that a full disk can't leave
+// half of one.
 func Write(file string, text []byte, mode fs.FileMode) error {
 	err := os.MkdirAll(filepath.Dir(file), 0o755)
 	if err == nil {

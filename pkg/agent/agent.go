@@ -1,4 +1,4 @@
-// The agent's start, its parts, and its end.
+// The agent's life: its start, its parts, and its end.
 
 package agent
 
@@ -26,11 +26,11 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// Build is what the program is called in metrics and in requests.
+// Build identifies the program in metrics and in requests.
 type Build struct{ Version, Commit string }
 
-// patience is for how long the rest of the start waits until every layer has been enforced for the first time: a layer
-// that hangs must not keep the changes of the others from being noticed.
+// patience is how long the rest of the start waits for every layer to be enforced for the first time: a layer that hangs must
+// not keep changes in the others from being noticed.
 const patience = 2 * time.Second
 
 // agent ties the parts together.
@@ -45,22 +45,22 @@ type agent struct {
 	datapath  *datapath.Watch
 	prober    prober
 	hosts     *hosts
-	asking    *asking     // nil if nobody is to be named
+	asking    *asking     // nil without attribution
 	leftovers *leftovers  // nil unless in audit mode
-	pods      *pods.Watch // nil if nobody is asked for the pods
+	pods      *pods.Watch // nil if no list of pods is needed, or without the API
 	version   string
 	observer  *observer
 	cluster   *cluster
 	started   time.Time
 
-	// What the layer iptables has beside its keepers. selector is nil if it was not asked for, or can't be had.
+	// What the iptables layer has beside its keepers. selector is nil if the layer was not asked for, or is not available.
 	selector *rules.Selector
 	nft      *netfilter.NFTWatch
 	legacy   *netfilter.LegacyPoll
 }
 
-// Run enforces first, starts all else only then, and returns when ctx has ended. What is in force stays. The error says that
-// nothing could be enforced at all.
+// Run enforces first, starts everything else only then, and returns when ctx has ended. What is in force stays. The error says
+// why nothing could be enforced at all.
 func Run(ctx context.Context, c config.Config, b Build, log *slog.Logger) error {
 	a, err := newAgent(c, b, log)
 	if err != nil {
@@ -82,7 +82,7 @@ func Run(ctx context.Context, c config.Config, b Build, log *slog.Logger) error 
 		wg.Go(func() { part(ctx) })
 	}
 	wg.Wait()
-	log.Info("stopped; the rules stay, only `imds-guard cleanup` removes them")
+	log.Info("stopped; the rules stay in place, only `imds-guard cleanup` removes them")
 	return nil
 }
 
@@ -93,7 +93,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	}
 	recorded, err := record.Backend()
 	if err != nil {
-		log.Warn("the backend that was used last is not known; choosing one anew", "error", err)
+		log.Warn("can't tell which backend was used last; choosing one again", "error", err)
 	}
 	layers, selector, err := newLayers(c, recorded)
 	if err != nil {
@@ -113,7 +113,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 		Recorder: recorder{a.metrics, a.cluster, a.repaired}, Looked: a.observer.Wake, Suspect: a.suspect, Evidence: a.evidence,
 	})
 	if c.Mode == policy.AuditOnly {
-		c.ProbeInterval = 0 // there is nothing to be stopped by
+		c.ProbeInterval = 0 // nothing would stop a probe
 		a.leftovers = newLeftovers(c, recorded)
 	}
 	own := newOwnPackets()
@@ -140,7 +140,7 @@ func newAgent(c config.Config, b Build, log *slog.Logger) (*agent, error) {
 	return a, nil
 }
 
-// parts is what runs beside the keepers.
+// parts returns what runs beside the keepers.
 func (a *agent) parts() []func(context.Context) {
 	server := &metrics.Server{
 		Address: a.config.MetricsAddress, HealthAddress: a.config.HealthAddress, WebConfigFile: a.config.WebConfigFile,
@@ -175,7 +175,7 @@ func (a *agent) parts() []func(context.Context) {
 	return parts
 }
 
-// status is what is known of the layers. In another network namespace than the node's that is nothing.
+// status returns what is known of the layers: nothing, if this is not the node's network namespace.
 func (a *agent) status() guard.Status {
 	s := a.guard.Status()
 	for i, l := range s.Layers {
@@ -190,7 +190,7 @@ func (a *agent) status() guard.Status {
 	return s
 }
 
-// evidence is what is known beside the layers' readings.
+// evidence returns what is known in addition to the layers' readings.
 func (a *agent) evidence() guard.Evidence {
 	e, found := a.prober.evidence(), a.datapath.Found()
 	e.Bypasses, e.Unsearched, e.Unlisted = found.Ways, found.Err, a.hosts.unlisted()
@@ -200,7 +200,7 @@ func (a *agent) evidence() guard.Evidence {
 	return e
 }
 
-// podsPlace is the directory below which pods are, as the layer that needs it has found it.
+// podsPlace returns the directory below which pods' cgroups are, as found by the layer that needs it.
 func (a *agent) podsPlace() string {
 	for _, l := range a.guard.Status().Layers {
 		if l.Name == cgroup.LayerName && l.Place != "" {
@@ -210,7 +210,7 @@ func (a *agent) podsPlace() string {
 	return ""
 }
 
-// listPods lists the node's pods. Without the API there are none that anybody could tell from another.
+// listPods lists the node's pods. Without the API the list is known to be empty: no pod can be told from another.
 func (a *agent) listPods() (all []pods.Pod, known bool) {
 	if a.pods != nil {
 		return a.pods.List()
@@ -218,7 +218,7 @@ func (a *agent) listPods() (all []pods.Pod, known bool) {
 	return nil, !UsesAPI(a.config)
 }
 
-// podsChanged has what depends on the node's pods looked at.
+// podsChanged wakes whatever depends on the node's pods.
 func (a *agent) podsChanged() {
 	a.hosts.Wake()
 	if a.asking != nil && a.asking.ledger.Nameless() {
@@ -226,7 +226,7 @@ func (a *agent) podsChanged() {
 	}
 }
 
-// knownPods lists the node's pods, and those that were there lately.
+// knownPods lists the node's pods and those that ended recently.
 func (a *agent) knownPods() (all []pods.Pod, known bool) {
 	if a.pods != nil {
 		return a.pods.Known()
@@ -234,7 +234,7 @@ func (a *agent) knownPods() (all []pods.Pod, known bool) {
 	return nil, !UsesAPI(a.config)
 }
 
-// repaired has the list of pods in the node's network written again: the layer may have made it anew, and empty.
+// repaired has the list of hostNetwork pods written again: the layer may have recreated it empty.
 func (a *agent) repaired(id layer.ID) {
 	if id.Name == cgroup.LayerName {
 		a.hosts.Wake()
@@ -242,7 +242,7 @@ func (a *agent) repaired(id layer.ID) {
 	}
 }
 
-// probed tells of the probes that have ended.
+// probed counts the probes that have ended.
 func (a *agent) probed(results []Probe) {
 	for _, r := range results {
 		a.metrics.Probed(r.Path, r.Family, r.Result)
@@ -250,7 +250,7 @@ func (a *agent) probed(results []Probe) {
 	a.observer.Wake()
 }
 
-// linksChanged asks for a look at everything that pods' interfaces make a difference to.
+// linksChanged asks for a look at everything that pods' interfaces affect.
 func (a *agent) linksChanged() {
 	a.wake()
 	a.datapath.Wake()
@@ -259,12 +259,12 @@ func (a *agent) linksChanged() {
 func (a *agent) bypassesChanged(before, now datapath.Found) {
 	switch {
 	case now.Err != nil:
-		a.log.Warn("whether pods' packets go past FORWARD is not known", "error", now.Err)
+		a.log.Warn("it is not known whether pods' packets bypass FORWARD", "error", now.Err)
 	case len(now.Ways) > 0:
-		a.log.Warn("pods' packets go past FORWARD: there only the layer cgroup keeps them from the endpoint, and no raw frames (AF_PACKET)",
+		a.log.Warn("pods' packets bypass FORWARD; there, only the cgroup layer keeps them from the endpoint, and raw frames (AF_PACKET) are not stopped",
 			"ways", now.Ways)
 	case before.Err != datapath.ErrNotSearched:
-		a.log.Info("no way of pods' packets past FORWARD is seen")
+		a.log.Info("found no way for pods' packets to bypass FORWARD")
 	}
 	a.observer.Wake()
 }
@@ -283,17 +283,17 @@ func (a *agent) wakeLayer(name string) func(changed ...imds.Family) {
 func (a *agent) lost(watcher string) func(error) {
 	return func(err error) {
 		a.metrics.Lost(watcher)
-		a.log.Warn("a watcher may have missed something; looking at everything again", "watcher", watcher, "error", err)
+		a.log.Warn("a watcher may have missed a change; checking everything again", "watcher", watcher, "error", err)
 		a.wake()
 	}
 }
 
 func (a *agent) backendChanged(from, to rules.Backend) {
-	a.log.Warn("the node's agents use another iptables backend now; following them", "from", from, "to", to)
+	a.log.Warn("the node's other agents now use a different iptables backend; following them", "from", from, "to", to)
 	a.wakeLayer(rules.LayerName)() // the hint was in one family's tables
 }
 
-// backend is the one of iptables that is in use, empty without any.
+// backend returns the iptables backend in use, empty if there is none.
 func (a *agent) backend() rules.Backend {
 	if a.selector == nil {
 		return ""
@@ -301,7 +301,7 @@ func (a *agent) backend() rules.Backend {
 	return a.selector.Current()
 }
 
-// suspect names who wrote to nftables last before a look, and so most likely made the rules drift.
+// suspect names the process that last wrote to nftables before a look, and so most likely caused the drift.
 func (a *agent) suspect(id layer.ID) string {
 	writer := a.nft.LastWriter()
 	if id.Name != rules.LayerName || writer.PID == 0 || a.backend() != rules.NFT {

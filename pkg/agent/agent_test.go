@@ -118,8 +118,8 @@ func TestOutsideNodeByTheEnvironment(t *testing.T) {
 	}
 }
 
-// What is known to be wrong outweighs what is not known, of one family what is in force everything, and of the interfaces a
-// layer that covers any.
+// What is known to be wrong outweighs what is not known; within a family, a layer in force outweighs everything; and for
+// interfaces, a layer that covers any of them.
 func TestVerdict(t *testing.T) {
 	var (
 		in      = layer.Reading{State: layer.Enforced}
@@ -199,17 +199,17 @@ func TestCoverage(t *testing.T) {
 	}
 }
 
-// A node without pods is no proof that pods are covered, and the text says so.
+// A node without pods does not prove that pods are covered, and the text says so.
 func TestCheckOfNoPods(t *testing.T) {
-	if text := (Check{}).String(); !strings.Contains(text, "no pod is known here") {
+	if text := (Check{}).String(); !strings.Contains(text, "no pod interface was found") {
 		t.Errorf("it says\n%s", text)
 	}
-	if text := (Check{Interfaces: CheckLinks{PodSide: 1}}).String(); strings.Contains(text, "no pod is known here") {
+	if text := (Check{Interfaces: CheckLinks{PodSide: 1}}).String(); strings.Contains(text, "no pod interface was found") {
 		t.Errorf("with a pod it says\n%s", text)
 	}
 }
 
-// What a look found in the log, the metrics and the condition is the same: the layer by its name and its family.
+// A look's result carries the same layer name and family in the log, the metrics and the condition.
 func TestLayersOfOneFamily(t *testing.T) {
 	layers := []metrics.Layer{
 		{ID: layer.ID{Name: "a", Family: imds.IPv4}, States: layer.States()},
@@ -238,7 +238,7 @@ func TestLayersOfOneFamily(t *testing.T) {
 	}
 }
 
-// An error that is no command's is not counted as one.
+// Only errors of commands are counted as such.
 func TestOnlyCommandsAreCounted(t *testing.T) {
 	id := layer.ID{Name: rules.LayerName, Family: imds.IPv4}
 	m := metrics.New(metrics.Build{Version: "", Commit: "", Mode: "enforce"}, []metrics.Layer{{ID: id, States: rules.States}}, nil)

@@ -1,4 +1,4 @@
-// Who asks for the endpoint: counted, named, told.
+// Who asks for the endpoint: counting them, naming them, and reporting them in the log and in events.
 
 package agent
 
@@ -21,18 +21,19 @@ import (
 )
 
 const (
-	// askingPause is for how long to gather attempts before the counters are read, or askingRest times as long as that took the last time,
-	// and askingPeriod how often to read them while somebody asks.
+	// askingPause is how long to collect attempts before reading the counters, unless askingRest times the duration of the last
+	// reading is longer. askingPeriod is how often to read them while somebody asks.
 	askingPause  = 50 * time.Millisecond
 	askingRest   = 20
 	askingPeriod = time.Second
-	// askingSaved is how often the ledger is written at most.
+	// askingSaved is the shortest time between two writes of the ledger.
 	askingSaved = 5 * time.Second
-	// askingSeen is for how long an event waits in audit mode, so that it can say what is asked for.
+	// askingSeen is how long an event waits in audit mode, so that it can say what was asked for.
 	askingSeen = 2 * time.Second
 )
 
-// Lines and events about single pods go out at once up to askingBurst, then at this rate a second: a Job may make thousands of pods.
+// Log lines and events about single pods are sent at once up to askingBurst, then at this rate per second: a Job may create
+// thousands of pods.
 const (
 	askingRate  = 2
 	askingBurst = 100
@@ -46,9 +47,9 @@ type asking struct {
 	file      string
 	ledger    *attempts.Ledger
 	owners    *owners
-	// loaded is called when the ledger has what an agent before this one has left: until then it shows too little.
+	// loaded is called when the ledger contains what an earlier agent saved: until then it shows too little.
 	loaded func()
-	// list returns the node's pods, with those that were there lately, and events who is told of those that ask; nil if nobody is.
+	// list returns the node's pods, including recently ended ones; events returns the recorder to use, nil if there is none.
 	list   func() (all []pods.Pod, known bool)
 	events func() *node.Events
 	waker
@@ -63,7 +64,7 @@ func newAsking(file string, log *slog.Logger) *asking {
 	}
 }
 
-// follow hears of attempts as they are made: whose a cgroup is has to be found out while it is there.
+// follow receives attempts as they are made: a cgroup's pod has to be looked up while the cgroup exists.
 func (a *asking) follow(ctx context.Context) {
 	subscription.Keep(ctx, func(ctx context.Context) error {
 		return cgroup.FollowAttempts(ctx, func(one cgroup.Attempt) {
@@ -73,7 +74,7 @@ func (a *asking) follow(ctx context.Context) {
 	}, a.lost)
 }
 
-// look sees how requests begin, in audit mode.
+// look reads the beginnings of requests, in audit mode.
 func (a *asking) look(ctx context.Context) {
 	subscription.Keep(ctx, func(ctx context.Context) error {
 		return cgroup.FollowRequests(ctx, func(by cgroup.Asker, beginning []byte) {
@@ -84,7 +85,7 @@ func (a *asking) look(ctx context.Context) {
 	}, a.lost)
 }
 
-// lost is quiet while the layer has yet to be put in force: its state says that.
+// lost stays quiet until the layer is in force for the first time: its state says so already.
 func (a *asking) lost(err error) {
 	if !errors.Is(err, cgroup.ErrNoMaps) {
 		a.log.Warn("can't follow pods' attempts; trying again", "error", err)
@@ -92,7 +93,7 @@ func (a *asking) lost(err error) {
 	a.Wake()
 }
 
-// run keeps the ledger until ctx ends. It begins with what an agent before this one has left.
+// run keeps the ledger until ctx ends. It starts with what an earlier agent saved.
 func (a *asking) run(ctx context.Context) {
 	if err := a.ledger.Load(a.file, time.Now()); err != nil {
 		a.log.Warn("can't read the earlier counts of attempts; starting from zero", "error", err)
@@ -128,7 +129,7 @@ func (a *asking) run(ctx context.Context) {
 			return
 		case <-a.waker:
 			active = time.Now()
-			select { // those that come at the same time
+			select { // wait for others that arrive at the same time
 			case <-ctx.Done():
 			case <-time.After(pause):
 			}
@@ -163,17 +164,17 @@ func (a *asking) keep(now time.Time) error {
 	return err
 }
 
-// tell says of a pod that it asks.
+// tell reports a pod that asks, in the log and as an event.
 func (a *asking) tell(n attempts.News) {
 	if n.Log {
-		message := "a pod asks for the metadata service, and is refused"
+		message := "a pod asked for the metadata service and was refused"
 		if n.Verdict == cgroup.Audited {
-			message = "a pod asks for the metadata service, and would be refused"
+			message = "a pod asked for the metadata service and would have been refused"
 		}
 		a.line(n.Known, message, "uid", n.UID, "commands", n.Commands)
 	}
 	if events := a.events(); n.Event && events != nil {
-		w := report.Workload{HostNetwork: n.Known.HostNetwork, Requests: n.Requests, Audited: n.Calls.Audited} // what the advice goes by
+		w := report.Workload{HostNetwork: n.Known.HostNetwork, Requests: n.Requests, Audited: n.Calls.Audited} // what the advice depends on
 		events.Asked(node.Pod{Namespace: n.Known.Namespace, Name: n.Known.Name, UID: n.Known.Object}, n.Verdict == cgroup.Audited, w.Advice())
 	}
 }

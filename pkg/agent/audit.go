@@ -1,4 +1,4 @@
-// The way back from enforcing: in audit mode nothing of ours stops anybody.
+// The way back from enforcing: in audit mode nothing of ours may stop anybody.
 
 package agent
 
@@ -20,24 +20,25 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// lastWords is for how long rules are removed that were recorded before.
+// lastWords is how long to keep removing rules after their record is gone.
 const lastWords = time.Minute
 
-// leftovers removes what an enforcing agent has put in force on the node, as far as that was recorded, and again if one that still runs puts
-// it back. A rule that an admin has typed on a node where none was ever installed stays, and so does one that nobody recorded: both are
-// told of. Only found may be called from any goroutine.
+// leftovers removes what an enforcing agent installed on the node, as far as it was recorded, and removes it again if a still
+// running agent puts it back. A rule that an admin typed on a node where imds-guard never installed any stays, and so does one
+// that was not recorded: both are reported. Only found may be called from any goroutine.
 type leftovers struct {
 	tables []*rules.Table // empty if the node has no iptables
 	policy policy.Policy
 	seen   atomic.Pointer[[]string]
-	// patterns are those that were recorded last, and at is when: an agent that ends may put a rule back that it has no time to record.
+	// patterns are the ones recorded last, and at is when: an agent that is ending may put back a rule that it has no time to
+	// record.
 	patterns []ifpattern.Pattern
 	at       time.Time
-	// without are the families whose layer cgroup was not in audit mode the time before.
+	// without are the families whose cgroup layer was not in audit mode the last time.
 	without []imds.Family
 }
 
-// newLeftovers makes it without touching the node; recorded is the backend that an agent on this node was using last.
+// newLeftovers does not touch the node; recorded is the backend that an agent on this node used last.
 func newLeftovers(c config.Config, recorded rules.Backend) *leftovers {
 	l := &leftovers{policy: c.Policy().WithMode(policy.Enforce)}
 	l.seen.Store(&[]string{})
@@ -49,7 +50,7 @@ func newLeftovers(c config.Config, recorded rules.Backend) *leftovers {
 	return l
 }
 
-// letGo goes on until ctx ends.
+// letGo removes leftovers until ctx ends.
 func (a *agent) letGo(ctx context.Context) {
 	for logged := said(""); ; {
 		removed, err := a.leftovers.remove(a.record, a.guard.Status())
@@ -71,7 +72,7 @@ func (a *agent) letGo(ctx context.Context) {
 	}
 }
 
-// look names the layers in which rules of the form of ours are in FORWARD all the same. That they can't be read is no reason to say so.
+// look names the layers that still have rules like ours in FORWARD. A chain that can't be read counts as having none.
 func (l *leftovers) look() (found []string) {
 	found = []string{}
 	for _, t := range l.tables {
@@ -83,7 +84,7 @@ func (l *leftovers) look() (found []string) {
 	return found
 }
 
-// found is what the last look found.
+// found returns what the last look found.
 func (l *leftovers) found() []string { return *l.seen.Load() }
 
 func (l *leftovers) remove(record rules.Record, s guard.Status) (removed bool, err error) {
@@ -107,7 +108,7 @@ func (l *leftovers) remove(record rules.Record, s guard.Status) (removed bool, e
 	return removed, record.Forget()
 }
 
-// removeSockets takes the programs away that refuse sockets, where the layer can't be put into audit mode.
+// removeSockets removes the programs that refuse sockets where the layer can't be switched to audit mode.
 func (l *leftovers) removeSockets(s guard.Status) error {
 	var without []imds.Family
 	var errs []error

@@ -9,7 +9,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/node"
 )
 
-// In audit mode no pod waits for a node to be protected, and none is said to be, whatever the layers are in.
+// In audit mode no pod waits for the node to be protected, and no node is said to be protected, whatever the layers' states.
 func TestAuditModeAdmits(t *testing.T) {
 	for _, s := range []layer.State{layer.Auditing, layer.Missing, layer.Unknown, layer.Unsupported, layer.Enforced} {
 		var read []guard.LayerStatus

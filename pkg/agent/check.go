@@ -1,4 +1,4 @@
-// One look at a node, changing nothing: what `imds-guard check` says.
+// One look at a node that changes nothing: `imds-guard check`.
 
 package agent
 
@@ -19,25 +19,25 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// Check is what one look found, as `imds-guard check -o json` prints it.
+// Check is the result of one look, as `imds-guard check -o json` prints it.
 type Check struct {
-	// Protected: every family was read back as stopping the pods' packets, and no pod-side interface is left out.
+	// Protected: every family was read back as stopping the pods' packets, and every pod-side interface is covered.
 	Protected bool `json:"protected"`
 	// Degraded: a layer that was asked for, and that the node can have, is not in force.
 	Degraded bool `json:"degraded"`
-	// Backend is iptables' that was looked at; empty without that layer.
+	// Backend is the iptables backend that was read; empty without that layer.
 	Backend    rules.Backend `json:"backend"`
 	Families   []CheckFamily `json:"families"`
 	Interfaces CheckLinks    `json:"interfaces"`
-	// Bypasses are the ways past FORWARD that were seen, where only the layer cgroup stops what pods send.
+	// Bypasses are the ways past FORWARD that were found; there only the cgroup layer stops what pods send.
 	Bypasses []string `json:"bypasses"`
-	// Probes are what came of packets of our own, if some were asked for.
+	// Probes are the results of the probes, if any were asked for.
 	Probes []Probe `json:"probes,omitempty"`
 
 	status guard.Status
 }
 
-// CheckFamily is a layer of a family.
+// CheckFamily is one layer in one family.
 type CheckFamily struct {
 	Family imds.Family `json:"family"`
 	Layer  string      `json:"layer"`
@@ -46,23 +46,23 @@ type CheckFamily struct {
 	Rules  []string    `json:"rules"`
 }
 
-// CheckLinks is what there is to say of the interfaces.
+// CheckLinks is the result for the interfaces.
 type CheckLinks struct {
 	PodSide   int      `json:"podSide"`
 	Uncovered []string `json:"uncovered"`
-	// Tunnels are ways in that nothing covers: what pods send to the node in such a tunnel is forwarded like a packet of
-	// their own.
+	// Tunnels are tunnel interfaces that nothing covers: what pods send to the node inside such a tunnel is forwarded like any
+	// packet of theirs.
 	Tunnels []string `json:"tunnels"`
 	Error   string   `json:"error,omitempty"`
 }
 
-// ErrNotProtected and ErrUnknown are what a look may end in.
+// ErrNotProtected and ErrUnknown are the verdicts other than protected.
 var (
 	ErrNotProtected = errors.New("not protected")
 	ErrUnknown      = errors.New("can't tell whether this node is protected")
 )
 
-// NewCheck looks, and sends packets of our own if it is to probe. The error says that no look was possible.
+// NewCheck takes one look, with probes if toProbe is set. The error says why that was not possible.
 func NewCheck(ctx context.Context, c config.Config, toProbe bool) (Check, error) {
 	if why := OutsideNode(); why != "" {
 		return Check{}, fmt.Errorf("%w: %s", ErrUnknown, why)
@@ -109,7 +109,7 @@ func NewCheck(ctx context.Context, c config.Config, toProbe bool) (Check, error)
 	return check, nil
 }
 
-// checkLinks looks at the interfaces. With a layer in force that covers any, none is left out.
+// checkLinks looks at the interfaces. If a layer in force covers all interfaces, none is uncovered.
 func checkLinks(c config.Config, s guard.Status) (l CheckLinks) {
 	picture, err := ifwatch.List()
 	if err != nil {
@@ -132,7 +132,7 @@ func names(interfaces []ifwatch.Interface) []string {
 	return list
 }
 
-// Verdict is nil if the node is protected, else ErrNotProtected or ErrUnknown; what is known to be wrong outweighs what is not
+// Verdict is nil if the node is protected, else ErrNotProtected or ErrUnknown. What is known to be wrong outweighs what is not
 // known.
 func (c Check) Verdict() error {
 	isUnknown := func(l guard.LayerStatus) bool { return l.State == layer.Unknown }
@@ -151,7 +151,7 @@ func (c Check) Verdict() error {
 	return ErrNotProtected // there is no family to protect
 }
 
-// String is the look for a person.
+// String formats the result for people.
 func (c Check) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "protected      %t\n", c.Protected)
@@ -178,15 +178,15 @@ func (c Check) String() string {
 		fmt.Fprintf(&b, "note           %s\n", reason)
 	}
 	i := c.Interfaces
-	fmt.Fprintf(&b, "interfaces     %d pod-side, %d covered by nothing\n", i.PodSide, len(i.Uncovered))
+	fmt.Fprintf(&b, "interfaces     %d pod-side, %d not covered\n", i.PodSide, len(i.Uncovered))
 	if i.PodSide == 0 && i.Error == "" && !c.status.AnyInterface {
-		b.WriteString("               no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one\n")
+		b.WriteString("               no pod interface was found: if pods run here, it is not known whether a rule covers them; test from inside one\n")
 	}
 	for _, name := range i.Uncovered {
 		fmt.Fprintf(&b, "               %s: %s\n", name, ifwatch.Fix(name))
 	}
 	for _, name := range i.Tunnels {
-		fmt.Fprintf(&b, "               %s: a tunnel is a way in: what a pod sends to the node in it is forwarded; %s\n", name, ifwatch.Fix(name))
+		fmt.Fprintf(&b, "               %s: packets that a pod sends to the node inside this tunnel are forwarded, and no rule covers them; %s\n", name, ifwatch.Fix(name))
 	}
 	if i.Error != "" {
 		fmt.Fprintf(&b, "               %s\n", i.Error)

@@ -10,7 +10,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// What a person reads, line by line.
+// The text output, line by line.
 func TestCheckForAPerson(t *testing.T) {
 	for _, c := range []struct {
 		check Check
@@ -26,23 +26,23 @@ iptables ipv4  enforced
                a rule
                another
 route ipv6     unsupported: no IPv6 here
-interfaces     2 pod-side, 0 covered by nothing
+interfaces     2 pod-side, 0 not covered
 `},
 		{Check{Backend: rules.Legacy, Interfaces: CheckLinks{PodSide: 3, Uncovered: []string{"cali1", "a,b"}, Tunnels: []string{"flannel.1"}}},
 			`protected      false
 backend        legacy
-interfaces     3 pod-side, 2 covered by nothing
+interfaces     3 pod-side, 2 not covered
                cali1: ` + ifwatch.Fix("cali1") + `
                a,b: ` + ifwatch.Fix("a,b") + `
-               flannel.1: a tunnel is a way in: what a pod sends to the node in it is forwarded; ` + ifwatch.Fix("flannel.1") + `
+               flannel.1: packets that a pod sends to the node inside this tunnel are forwarded, and no rule covers them; ` + ifwatch.Fix("flannel.1") + `
 `},
 		{Check{Interfaces: CheckLinks{Error: "no list"}}, `protected      false
-interfaces     0 pod-side, 0 covered by nothing
+interfaces     0 pod-side, 0 not covered
                no list
 `},
 		{Check{}, `protected      false
-interfaces     0 pod-side, 0 covered by nothing
-               no pod is known here: if some run, it can't be told whether a rule covers them; try a packet from one
+interfaces     0 pod-side, 0 not covered
+               no pod interface was found: if pods run here, it is not known whether a rule covers them; test from inside one
 `},
 	} {
 		if got := c.check.String(); got != c.want {
@@ -51,7 +51,7 @@ interfaces     0 pod-side, 0 covered by nothing
 	}
 }
 
-// In JSON a list is one, even without anything in it.
+// In JSON, empty lists are lists and not null.
 func TestNamesOfInterfaces(t *testing.T) {
 	if got := names(nil); got == nil || len(got) != 0 {
 		t.Errorf("%#v", got)

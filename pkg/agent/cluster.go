@@ -1,4 +1,4 @@
-// What the cluster is told. Nothing here runs before the rules are in, or a layer hangs.
+// What the cluster is told. Nothing here runs before the rules are in place, or the wait for them is over.
 
 package agent
 
@@ -21,19 +21,19 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// UsesAPI reports whether a configuration asks for the Kubernetes API, here and now.
+// UsesAPI reports whether a configuration asks for the Kubernetes API in this environment.
 func UsesAPI(c config.Config) bool {
 	return c.Kubernetes == config.On || c.Kubernetes == config.Auto && (c.Kubeconfig != "" || node.InCluster())
 }
 
-// cluster is what there is to say, and who says it. reporter and events are nil if the API is not used.
+// cluster holds what there is to report and the parts that report it. reporter and events are nil if the API is not used.
 type cluster struct {
 	coverage atomic.Pointer[node.Coverage]
 	reporter *node.Reporter
 
 	mu        sync.Mutex
 	events    *node.Events
-	drift     map[layer.ID]layer.State // the last that is not repaired yet
+	drift     map[layer.ID]layer.State // the last one, if it is not repaired yet
 	contended map[layer.ID]bool
 }
 
@@ -43,15 +43,15 @@ func newCluster() *cluster {
 	return c
 }
 
-// connect makes the parts that speak to the API server, without a request. What fails here leaves the agent without them.
+// connect makes the parts that talk to the API server, without making a request. If it fails, the agent runs without them.
 func (a *agent) connect(ctx context.Context, b Build) {
 	c := a.config
 	if !UsesAPI(c) {
 		return
 	}
-	const without = "the Kubernetes API can't be used; going on without it, the rules are not affected"
+	const without = "the Kubernetes API can't be used; continuing without it, the rules are not affected"
 	if c.NodeName == "" {
-		a.log.Warn(without, "error", "--node-name: nobody gave it; set NODE_NAME to the pod's spec.nodeName")
+		a.log.Warn(without, "error", "--node-name: it is not set; set NODE_NAME to the pod's spec.nodeName")
 		return
 	}
 	klog.SetSlogLogger(slog.New(debug{a.log.Handler()}))
@@ -75,20 +75,20 @@ func (a *agent) connect(ctx context.Context, b Build) {
 	a.cluster.events = events
 }
 
-// recorder is who is told of events, nil if nobody is.
+// recorder returns the event recorder, nil if there is none.
 func (c *cluster) recorder() *node.Events {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.events
 }
 
-// known is what the reporter may say of the node now.
+// known returns what the reporter may say about the node now.
 func (a *agent) known() node.Knowledge {
 	s := a.status()
 	return node.Knowledge{Condition: node.Judge(s, *a.cluster.coverage.Load()), Admit: admits(s) && !a.prober.pending()}
 }
 
-// looked tells the cluster what there is to know after a look.
+// looked passes on to the cluster what is known after a look.
 func (c *cluster) looked(s guard.Status) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -103,7 +103,7 @@ func (c *cluster) looked(s guard.Status) {
 	}
 }
 
-// recorder counts what happens in the keepers, and tells the cluster, and who else has to know, of repairs.
+// recorder counts what happens in the keepers, and passes repairs on to the cluster and to other parts that need to know.
 type recorder struct {
 	*metrics.Metrics
 	*cluster
@@ -118,13 +118,13 @@ func (r recorder) Drift(id layer.ID, s layer.State) {
 	r.drift[id] = s
 }
 
-// Repaired implements guard.Recorder. Of a fight the cluster hears once, not of each repair in it.
+// Repaired implements guard.Recorder. The cluster is told once of a fight, and not of each repair in it.
 func (r recorder) Repaired(id layer.ID, ok bool, took time.Duration) {
 	r.Metrics.Repaired(id, ok, took)
 	r.repaired(id)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	drift, drifted := r.drift[id] // else it is an install that failed at first
+	drift, drifted := r.drift[id] // without a drift, this was an install that failed at first
 	if !ok || !drifted {
 		return
 	}
@@ -134,10 +134,10 @@ func (r recorder) Repaired(id layer.ID, ok bool, took time.Duration) {
 	}
 }
 
-// debug passes everything on at the level debug: what the Kubernetes libraries log of a request, the agent says itself.
+// debug passes everything on at debug level: what the Kubernetes libraries log about a request, the agent logs itself.
 type debug struct{ slog.Handler }
 
-// Enabled implements slog.Handler. What the libraries call verbose has the bodies of requests in it.
+// Enabled implements slog.Handler. The libraries' verbose levels, which contain request bodies, are left out.
 func (d debug) Enabled(ctx context.Context, level slog.Level) bool {
 	return level >= slog.LevelInfo && d.Handler.Enabled(ctx, slog.LevelDebug)
 }

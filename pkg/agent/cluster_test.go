@@ -57,7 +57,7 @@ func (s *sink) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: 201, Header: http.Header{"Content-Type": {"application/json"}}, Body: answer, Request: r}, nil
 }
 
-// heard are the events since the last call.
+// heard returns the events since the last call.
 func (s *sink) heard() string {
 	synctest.Wait()
 	defer func() { s.events = nil }()
@@ -74,7 +74,7 @@ func (s *sink) connect(t *testing.T) *node.Events {
 	return events
 }
 
-// value is the sum of the series of a metric that have a label's value.
+// value returns the sum of a metric's series with a given label value.
 func value(t *testing.T, m *metrics.Metrics, name, label string) (sum float64) {
 	t.Helper()
 	m.Status = func() guard.Status { return guard.Status{} }
@@ -94,7 +94,7 @@ func value(t *testing.T, m *metrics.Metrics, name, label string) (sum float64) {
 	return sum
 }
 
-// The cluster hears of each drift that was repaired, once, and of a fight instead of its repairs.
+// The cluster is told once about each repaired drift, and about a fight instead of its repairs.
 func TestRecorderTellsTheCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink{}
@@ -233,7 +233,7 @@ func TestUsesAPI(t *testing.T) {
 	}
 }
 
-// What the API needs and does not get leaves the agent without it, and says why.
+// If something that the API needs is missing, the agent runs without the API and says why.
 func TestConnect(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	file := func(text string) string {
@@ -251,10 +251,10 @@ func TestConnect(t *testing.T) {
 		says      string
 	}{
 		{"not wanted", config.Config{Kubernetes: config.Off, NodeName: "n"}, false, ""},
-		{"no name", config.Config{Kubernetes: config.On}, false, "--node-name: nobody gave it"},
+		{"no name", config.Config{Kubernetes: config.On}, false, "--node-name: it is not set"},
 		{"not in a pod", config.Config{Kubernetes: config.On, NodeName: "n"}, false, "unable to load in-cluster configuration"},
 		{"a server that is none", config.Config{Kubernetes: config.On, NodeName: "n",
-			Kubeconfig: file(strings.Replace(kubeconfig, "SERVER", "http://[::1", 1))}, false, "going on without it"},
+			Kubeconfig: file(strings.Replace(kubeconfig, "SERVER", "http://[::1", 1))}, false, "continuing without it"},
 		{"all there", config.Config{Kubernetes: config.On, NodeName: "n",
 			Kubeconfig: file(strings.Replace(kubeconfig, "SERVER", "https://127.0.0.1:1", 1))}, true, ""},
 	} {
@@ -271,7 +271,7 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// What the libraries say is passed on as debugging, and what they only say when asked to is not passed on at all.
+// The libraries' log lines are passed on at debug level, and their verbose ones not at all.
 func TestLogOfTheLibraries(t *testing.T) {
 	for _, c := range []struct {
 		ours, theirs slog.Level
@@ -306,7 +306,7 @@ func guardOf(t *testing.T, states ...layer.State) *guard.Guard {
 	return g
 }
 
-// What the reporter may say of the node: the condition by the layers and the interfaces, the admission by the layers alone.
+// What the reporter says about the node: the condition depends on layers and interfaces, admission on the layers alone.
 func TestKnown(t *testing.T) {
 	for _, c := range []struct {
 		name      string
@@ -339,7 +339,7 @@ func TestKnown(t *testing.T) {
 	}
 }
 
-// Nothing is known of the interfaces before they were listed: neither the log nor the metrics make a claim.
+// Before the interfaces are listed nothing is known about them: neither log nor metrics claim anything.
 func TestInterfacesThatAreNotListed(t *testing.T) {
 	a := &agent{cluster: newCluster(), links: &ifwatch.Watch{}}
 	a.cluster.coverage.Store(&node.Coverage{})
@@ -351,7 +351,7 @@ func TestInterfacesThatAreNotListed(t *testing.T) {
 	}
 }
 
-// What is installed is recorded at once. Where that fails, it is said once, and tried again for as long as it takes.
+// What is installed is recorded at once. A failure is logged once, and retried for as long as it takes.
 func TestRemember(t *testing.T) {
 	const resync = 10 * time.Second
 	pattern := patternOf(t, "eni+")
@@ -402,7 +402,7 @@ func TestRemember(t *testing.T) {
 	})
 }
 
-// A cleanup that runs would remove the record: none is made until it has ended.
+// A running cleanup would remove the record, so none is written until it has ended.
 func TestRememberBesideACleanup(t *testing.T) {
 	dir := t.TempDir()
 	record, err := rules.NewRecord(dir)
@@ -418,7 +418,7 @@ func TestRememberBesideACleanup(t *testing.T) {
 	remembering(t, dir, patternOf(t, "eni+"), time.Second, func(record rules.Record, log *lockedLog) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if patterns, err := record.Patterns(); err != nil || patterns != nil || !strings.Contains(log.String(), "a cleanup runs") {
+		if patterns, err := record.Patterns(); err != nil || patterns != nil || !strings.Contains(log.String(), "a cleanup is running") {
 			t.Errorf("recorded %v, %v; the log is\n%s", patterns, err, log)
 		}
 	})
@@ -448,7 +448,7 @@ func openIn(t *testing.T, dir string) (n int) {
 	return n
 }
 
-// lockedLog can be read while somebody writes: the end of a sleep does not order the two.
+// lockedLog can be read while it is written to: the end of a sleep does not order the two.
 type lockedLog struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -466,7 +466,7 @@ func (l *lockedLog) String() string {
 	return l.text.String()
 }
 
-// remembering plays beside an agent of which nothing runs but remember.
+// remembering runs a scenario with an agent of which only remember is running.
 func remembering(t *testing.T, dir string, p ifpattern.Pattern, resync time.Duration, play func(rules.Record, *lockedLog)) {
 	t.Helper()
 	bin := t.TempDir()

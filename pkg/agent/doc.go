@@ -1,4 +1,4 @@
-// Package agent is the life of the agent on one node: it lets a keeper enforce each layer before anything else is tried, then
-// watches what may wake them, and tells the log, Prometheus and the cluster what they saw. It also holds the single look of
-// `imds-guard check`, so that the two can't judge a node differently.
+// Package agent runs the agent on one node: it lets a keeper enforce each layer before anything else is started, then watches
+// for whatever should wake the keepers, and reports to the log, Prometheus and the cluster what they found. It also holds the
+// single look of `imds-guard check`, so that agent and check can't judge a node differently.
 package agent

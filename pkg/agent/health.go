@@ -1,4 +1,4 @@
-// What /healthz and /readyz say.
+// The answers of /healthz and /readyz.
 
 package agent
 
@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// stuckAfter, beyond three resync periods, leaves time for a look in which every command hangs until it is killed: the
-// reading, the repair and the reading back.
+// stuckAfter, added to three resync periods, leaves time for a look in which every command hangs until it is killed: reading,
+// repairing and reading back.
 const stuckAfter = time.Minute
 
-// healthy says which keeper is stuck, or nil. A restart is the answer to that, and to nothing else.
+// healthy returns an error that names a stuck keeper, if there is one. That is the only thing that a restart can fix.
 func (a *agent) healthy() error {
 	if a.elsewhere != "" {
 		return nil
@@ -29,7 +29,8 @@ func (a *agent) healthy() error {
 	return nil
 }
 
-// ready says why the node is not known to be protected, or nil. In audit mode it is not meant to be: a rollout of that has to go on.
+// ready returns an error that says why the node is not known to be protected, if it is not. In audit mode it isn't meant to be,
+// and its rollout must be able to go on.
 func (a *agent) ready() error {
 	s := a.status()
 	if s.Protected || s.Auditing && a.elsewhere == "" {

@@ -10,7 +10,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// A keeper is stuck a moment after three resync periods and a minute, in the node's namespace alone.
+// A keeper counts as stuck just after three resync periods and a minute, but only in the node's namespace.
 func TestHealthyToTheMoment(t *testing.T) {
 	const resync = 20 * time.Second
 	for _, c := range []struct {
@@ -37,7 +37,7 @@ func TestHealthyToTheMoment(t *testing.T) {
 	}
 }
 
-// Ready is protected, and else every layer's state is said.
+// A protected node is ready; otherwise the answer has every layer's state.
 func TestReady(t *testing.T) {
 	for _, c := range []struct {
 		states    []layer.State

@@ -1,4 +1,4 @@
-// Pods in the node's network: who of them is let through.
+// hostNetwork pods: which of them are let through.
 
 package agent
 
@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// hostsPeriod is how often to write the list, whether or not anybody says that a pod has come or gone.
+	// hostsPeriod is how often to write the list, even if no pod is reported to have come or gone.
 	hostsPeriod = time.Second
-	// hostsPause is after what time to look again for a cgroup that is not there yet, for hostsPatience. A pod that is let through must
-	// not wait for long; one without a cgroup after that has other troubles.
+	// hostsPause is how long to wait before looking again for a cgroup that doesn't exist yet, until hostsPatience is over. A
+	// pod that is let through must not wait long; one that still has no cgroup after that has other problems.
 	hostsPause    = 100 * time.Millisecond
 	hostsPatience = time.Minute
 )
 
-// hosts keeps the list of pods in the node's network that are let through. run owns everything but what mu guards; Wake and
+// hosts maintains the list of hostNetwork pods that are let through. run owns everything that mu does not guard; Wake and
 // unlisted may be called from any goroutine.
 type hosts struct {
 	mode       policy.HostNetwork
@@ -33,14 +33,14 @@ type hosts struct {
 	log        *slog.Logger
 	// place is the pods' cgroup v2 directory, empty while it is not known.
 	place func() string
-	// list returns the node's pods; known is false as long as nobody has said.
+	// list returns the node's pods; known is false until the API server has listed them.
 	list func() (all []pods.Pod, known bool)
 	waker
 
 	since map[string]time.Time // by UID: since when a pod has been without a cgroup
 
 	mu      sync.Mutex
-	trouble error // why the list is not kept, nil if it is
+	trouble error // why the list is not up to date, nil if it is
 	begun   time.Time
 }
 
@@ -48,7 +48,7 @@ type hosts struct {
 func (h *hosts) run(ctx context.Context) {
 	if h.mode == policy.Allow {
 		if err := cgroup.ForgetHosts(); err != nil {
-			h.log.Warn("what is left of a list of pods can't be removed", "error", err)
+			h.log.Warn("can't remove an old list of hostNetwork pods", "error", err)
 		}
 		return
 	}
@@ -63,12 +63,12 @@ func (h *hosts) run(ctx context.Context) {
 		h.mu.Lock()
 		h.trouble = err
 		h.mu.Unlock()
-		early := errors.Is(err, errNotListed) || errors.Is(err, cgroup.ErrNoMaps) // as it is at every start
+		early := errors.Is(err, errNotListed) || errors.Is(err, cgroup.ErrNoMaps) // normal at start-up
 		if pending || early && time.Since(h.begun) < hostsPatience {
 			again = min(again, hostsPause)
 		}
 		if err != nil && !early && (logged == nil || logged.Error() != err.Error()) {
-			h.log.Warn("the list of pods in the node's network can't be kept; trying again", "error", err)
+			h.log.Warn("can't keep the list of allowed hostNetwork pods up to date; trying again", "error", err)
 		}
 		if !early {
 			logged = err
@@ -82,9 +82,9 @@ func (h *hosts) run(ctx context.Context) {
 	}
 }
 
-var errNotListed = errors.New("the API server has not told yet which pods are on the node")
+var errNotListed = errors.New("the API server has not yet listed the pods on this node")
 
-// unlisted says why pods in the node's network are let through that were not to be, if that has lasted for a while, nil if they are
+// unlisted says why hostNetwork pods that should be blocked are let through, if that has lasted for a while; nil if they are
 // not.
 func (h *hosts) unlisted() error {
 	h.mu.Lock()
@@ -95,7 +95,7 @@ func (h *hosts) unlisted() error {
 	return h.trouble
 }
 
-// keep writes the list. pending: a pod that is to be let through has no cgroup yet.
+// keep writes the list. pending says that a pod that is to be let through has no cgroup yet.
 func (h *hosts) keep(now time.Time) (pending bool, err error) {
 	place := h.place()
 	if place == "" {
@@ -106,7 +106,7 @@ func (h *hosts) keep(now time.Time) (pending bool, err error) {
 		return false, err
 	}
 	all, known := h.list()
-	if !known { // then the list that an agent before this one has left is in force, if there is one
+	if !known { // then the list of an earlier agent is in force, if there is one
 		if listed, err := cgroup.HostsListed(); err != nil {
 			return false, err
 		} else if !listed {

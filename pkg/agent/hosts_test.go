@@ -13,7 +13,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// That a list can't be kept is told once it has lasted: for block, of which nobody else would say that it is not in force.
+// A list that can't be kept up to date is reported once that has lasted, in block mode: nothing else would say that block is
+// not in force.
 func TestUnlisted(t *testing.T) {
 	for mode, tells := range map[policy.HostNetwork]bool{policy.Block: true, policy.Audit: false} {
 		synctest.Test(t, func(t *testing.T) {

@@ -22,10 +22,9 @@ var states = map[string][]layer.State{
 	rules.LayerName: rules.States, route.LayerName: route.States, cgroup.LayerName: cgroup.States,
 }
 
-// newLayers makes the layers that were asked for, in each family, without touching the node; in audit mode only that which can count and
-// stop nothing. recorded is the backend that
-// an agent on this node was using last. selector is nil if iptables is not among them or can't be had; the latter is an error
-// only if nothing else was asked for.
+// newLayers makes the layers that were asked for, in each family, without touching the node; in audit mode only the one that
+// can count without blocking. recorded is the backend that an agent on this node used last. selector is nil if iptables was not
+// asked for or is not available; the latter is an error only if no other layer was asked for.
 func newLayers(c config.Config, recorded rules.Backend) (layers []guard.Layer, selector *rules.Selector, err error) {
 	for _, name := range c.Layers {
 		if c.Mode == policy.AuditOnly && name != cgroup.LayerName {
@@ -47,7 +46,7 @@ func newLayers(c config.Config, recorded rules.Backend) (layers []guard.Layer, s
 		case cgroup.LayerName:
 			newLayer = func(f imds.Family) guard.Layer { return cgroup.New(f, c.PodsCgroup) }
 		default:
-			return nil, nil, fmt.Errorf("making the layer %s: nobody knows how", name)
+			return nil, nil, fmt.Errorf("making the layer %s: there is no such layer", name)
 		}
 		for _, f := range imds.Families {
 			layers = append(layers, newLayer(f))
@@ -63,7 +62,7 @@ func described(layers []guard.Layer) (list []metrics.Layer) {
 	return list
 }
 
-// absent is a layer that this node can't have.
+// absent is a layer that this node does not support.
 type absent struct {
 	id  layer.ID
 	why error
@@ -77,7 +76,7 @@ func (a absent) Look(policy.Policy, func(string)) layer.Finding {
 	return layer.Finding{Reading: layer.Reading{State: layer.Unsupported, Detail: a.why.Error()}}
 }
 
-// Repair implements guard.Layer. There is nothing that it could repair.
+// Repair implements guard.Layer. There is nothing to repair.
 func (a absent) Repair(policy.Policy, layer.Finding) error { return a.why }
 
 // ids names a layer in some families, or in all if none is given.
@@ -91,7 +90,7 @@ func ids(name string, families ...imds.Family) (list []layer.ID) {
 	return list
 }
 
-// judgeOnly is what would follow from the layers of one name alone, if there were nothing else to know.
+// judgeOnly judges the layers of one name alone, without further evidence.
 func judgeOnly(s guard.Status, name string) guard.Status {
 	return guard.Judge(slices.DeleteFunc(slices.Clone(s.Layers), func(l guard.LayerStatus) bool { return l.Name != name }), guard.Evidence{})
 }

@@ -8,20 +8,19 @@ import (
 	"os"
 )
 
-// OutsideNode says in words why this is not the node's network namespace, or nothing. A pod with hostNetwork has the node's
-// address; one from which somebody took hostNetwork away, an admission webhook for example, would guard its own namespace,
-// in which all looks well. The manifests give both addresses by the downward API (kubernetes.io/docs, status.podIP and
-// status.hostIP).
+// OutsideNode says why this is not the node's network namespace; empty if it is. A pod with hostNetwork has the node's address.
+// One that has lost hostNetwork, to an admission webhook for example, would guard its own namespace, where everything looks
+// fine. The manifests pass in both addresses through the downward API (kubernetes.io/docs, status.podIP and status.hostIP).
 func OutsideNode() string {
 	return outside(os.Getenv("POD_IP"), os.Getenv("HOST_IP"), func() []net.Addr {
-		addrs, _ := net.InterfaceAddrs() // none: then the two addresses alone decide
+		addrs, _ := net.InterfaceAddrs() // if there are none, the two addresses alone decide
 		return addrs
 	})
 }
 
-// outside compares the two addresses. That they differ is no proof yet: on a dual-stack node the kubelet may give them in
-// different families, and the node's address may have changed between the two (kubernetes pkg/kubelet, generateAPIPodStatus
-// and podFieldSelectorRuntimeValue). Then the node's is one of this namespace all the same.
+// outside compares the two addresses. Different addresses alone prove nothing: on a dual-stack node the kubelet may report them
+// in different families, and the node's address may have changed in between (kubernetes pkg/kubelet, generateAPIPodStatus and
+// podFieldSelectorRuntimeValue). In both cases the node's address is still one of this namespace's.
 func outside(pod, host string, local func() []net.Addr) string {
 	if pod == "" || host == "" || pod == host {
 		return "" // not in a pod, or not told
@@ -35,6 +34,6 @@ func outside(pod, host string, local func() []net.Addr) string {
 			return ""
 		}
 	}
-	return fmt.Sprintf("the pod's address %s is not the node's, %s: this is not the node's network namespace, and no rule here "+
-		"keeps a pod from anything; give the pod hostNetwork: true, and look for what takes it away", pod, host)
+	return fmt.Sprintf("the pod's address %s is not the node's, %s: this is not the node's network namespace, and rules in it "+
+		"block no pod; set hostNetwork: true on the pod, and find out what removes it", pod, host)
 }

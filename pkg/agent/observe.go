@@ -1,5 +1,5 @@
-// What follows from a look, beside what the guard itself records: the backend in use, the interfaces that rules cover, and
-// the word to the cluster.
+// What happens after a look, beside what the guard itself records: the backend in use, the coverage of the interfaces, and the
+// report to the cluster.
 
 package agent
 
@@ -57,8 +57,8 @@ func (a *agent) exportBackend() {
 	}
 }
 
-// reportInterfaces exports what covers the interfaces, and tells the log of those that nothing does. It reports whether there
-// are some that it does not name yet.
+// reportInterfaces exports what covers the interfaces, and logs those that nothing covers. It reports whether there are some
+// that it does not name yet.
 func (a *agent) reportInterfaces(r *ifwatch.Reporter) (pending bool) {
 	picture := a.links.Picture()
 	if errors.Is(picture.Err, ifwatch.ErrNotListed) {
@@ -73,17 +73,17 @@ func (a *agent) reportInterfaces(r *ifwatch.Reporter) (pending bool) {
 	named, pending := r.Report(time.Now(), uncovered, ifwatch.Uncovered(picture.Tunnels, a.config.Interfaces))
 	known := node.Coverage{Err: picture.Err, Uncovered: named}
 	if pending && picture.Err == nil && len(named) == 0 {
-		known = *a.cluster.coverage.Load() // what was known before holds until this one has stayed for a while
+		known = *a.cluster.coverage.Load() // keep the last result until the new interface has stayed for a while
 	}
 	a.cluster.coverage.Store(&known)
 	return pending
 }
 
-// coverage says how many interfaces are covered by iptables' rules in force, how many others by a layer that covers all, and
-// how many by nothing. unnamed is how many no --interface names.
+// coverage returns how many interfaces iptables' rules in force cover, how many others a layer that covers every interface, and
+// how many nothing covers. unnamed is how many no --interface matches.
 func coverage(s guard.Status, all, unnamed int) (rule, route, none int) {
-	// A pattern that no rule in force has covers nothing. It may be one family that only the rule closes, and the other that
-	// only the route does.
+	// A pattern without a rule in force covers nothing. One family may be closed by the rule alone, and the other by the route
+	// alone.
 	if s.Forward && (!s.AnyInterface || judgeOnly(s, rules.LayerName).Forward) {
 		rule = all - unnamed
 	}
@@ -93,8 +93,8 @@ func coverage(s guard.Status, all, unnamed int) (rule, route, none int) {
 	return rule, 0, all - rule
 }
 
-// remember records for cleanup that an agent runs and what was installed, and for check which backend is in use. It is a
-// part of its own, so that no file system can hold up a keeper.
+// remember records for cleanup that an agent is running and what was installed, and for check which backend is in use. It is a
+// separate part, so that no file system can hold up a keeper.
 func (a *agent) remember(ctx context.Context) {
 	reported, marked := false, false
 	for {
@@ -107,7 +107,7 @@ func (a *agent) remember(ctx context.Context) {
 			err = a.record.Remember(a.config.Interfaces, a.selector.Current())
 		}
 		if err != nil && !reported {
-			a.log.Warn("recording what was installed failed; trying again, until then cleanup needs the same --interface flags",
+			a.log.Warn("recording what was installed failed; trying again; until then, cleanup needs the same --interface flags",
 				"error", err)
 		}
 		reported = err != nil

@@ -10,16 +10,16 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/cgroup"
 )
 
-// The pods' directory is read at most so often to find out who asks.
+// How often the pods' directory may be read to find out who asks.
 const (
 	walksPerSecond = 10
 	walksBurst     = 10
 )
 
-// mostNobodys bounds the memory of cgroups that are no pod's.
+// mostNobodys bounds how many cgroups that belong to no pod are remembered.
 const mostNobodys = 10_000
 
-// owners finds the pods of those who ask. A pod's cgroup has to be looked for while it is there, and is then known until two readings
+// owners finds the pods that ask. A pod's cgroup has to be looked up while it exists; it is then remembered until two readings
 // later. It may be used from any goroutine.
 type owners struct {
 	// place is the pods' cgroup v2 directory, empty while it is not known.
@@ -28,7 +28,7 @@ type owners struct {
 
 	mu            sync.Mutex
 	known, before map[uint64]string
-	// nobodys are those that were not there when the directory was read after they had asked: an id never comes back.
+	// nobodys were not in the directory when it was read after they had asked. Cgroup ids are never reused.
 	nobodys map[cgroup.Asker]bool
 }
 
@@ -70,7 +70,7 @@ func (o *owners) of(askers ...cgroup.Asker) map[cgroup.Asker]string {
 	return uids
 }
 
-// add adds those that are known, and reports whether these are all.
+// add adds the known ones, and reports whether that is all of them.
 func (o *owners) add(uids map[cgroup.Asker]string, askers []cgroup.Asker) (all bool) {
 	for _, a := range askers {
 		if uid := o.find(a); uid != "" || o.nobodys[a] {

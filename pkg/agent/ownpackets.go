@@ -1,4 +1,4 @@
-// What was stopped, less what we sent ourselves.
+// The count of stopped packets, without the agent's own probes.
 
 package agent
 
@@ -9,7 +9,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// ownPackets keeps probes out of the count of what pods sent. A nil one keeps nothing. It may be used from any goroutine.
+// ownPackets keeps probes out of the count of pods' packets. A nil one does nothing. It may be used from any goroutine.
 type ownPackets struct {
 	mu    sync.Mutex
 	sent  map[layer.ID]uint64
@@ -20,7 +20,7 @@ func newOwnPackets() *ownPackets {
 	return &ownPackets{sent: map[layer.ID]uint64{}, shown: map[layer.ID]uint64{}}
 }
 
-// expect notes that each of the layers will count n, and missed that it did not.
+// expect notes that each of the layers will count n packets of ours, and missed that it did not.
 func (o *ownPackets) expect(layers []guard.LayerStatus, n uint64) { o.add(layers, n) }
 func (o *ownPackets) missed(layers []guard.LayerStatus, n uint64) { o.add(layers, -n) }
 
@@ -35,7 +35,7 @@ func (o *ownPackets) add(layers []guard.LayerStatus, n uint64) {
 	}
 }
 
-// others is what of a count others sent. It never goes back, whenever a packet of ours gets into the count.
+// others returns the part of a count that others sent. It never decreases, whenever one of our packets gets counted.
 func (o *ownPackets) others(id layer.ID, counted uint64) uint64 {
 	if o == nil {
 		return counted

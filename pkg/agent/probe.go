@@ -1,4 +1,4 @@
-// Packets and socket calls of our own, and who stopped them.
+// Probes: packets and socket calls that the agent makes itself, and which layers stopped them.
 
 package agent
 
@@ -22,18 +22,18 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// Probe is what came of one packet, or of one socket call.
+// Probe is the result of one probe.
 type Probe struct {
 	Path   string      `json:"path"`
 	Family imds.Family `json:"family"`
 	Result string      `json:"result"`
 	// Detail says what happened, if it was not stopped.
 	Detail string `json:"detail,omitempty"`
-	// StoppedBy are the layers that have counted it.
+	// StoppedBy are the layers that counted it.
 	StoppedBy []string `json:"stoppedBy"`
 }
 
-// String is for a person.
+// String formats the result for people.
 func (p Probe) String() string {
 	text := fmt.Sprintf("%s %s %s", p.Path, p.Family, p.Result)
 	if len(p.StoppedBy) > 0 {
@@ -45,17 +45,18 @@ func (p Probe) String() string {
 	return text
 }
 
-// isOf reports whether both are about the same path of the same family.
+// isOf reports whether both concern the same path in the same family.
 func (p Probe) isOf(other Probe) bool { return p.Path == other.Path && p.Family == other.Family }
 
-// probes is how they are made: look reads every layer anew; own, which may be nil, keeps them out of the count of what was stopped.
+// probes makes the probes. look reads every layer afresh; own, which may be nil, keeps them out of the count of stopped
+// packets.
 type probes struct {
 	patterns []ifpattern.Pattern
 	look     func(context.Context) []guard.LayerStatus
 	own      *ownPackets
 }
 
-// The layers that may stop what goes by a path.
+// The layers that can stop a probe on each path.
 var stopping = map[string][]string{
 	probe.PathForward: {rules.LayerName, route.LayerName},
 	probe.PathUnnamed: {route.LayerName},
@@ -68,8 +69,8 @@ func inForce(layers []guard.LayerStatus, name string, f imds.Family) bool {
 	return there && l.State.Protects()
 }
 
-// all probes every path of every family, until ctx ends. The route layer and that of sockets are tried alone only while they are in
-// force: else that is known, and no probe has to say so.
+// all probes every path in every family, until ctx ends. A path that only one layer can close is probed only while that layer
+// is in force: otherwise the result is known in advance.
 func (p probes) all(ctx context.Context) (results []Probe) {
 	add := func(result Probe, proves bool) {
 		if proves {
@@ -100,20 +101,20 @@ func find(layers []guard.LayerStatus, id layer.ID) (l guard.LayerStatus, there b
 	return layers[i], true
 }
 
-// forward says how a packet was let through, if it was.
+// forward says how a packet got through, if it did.
 func forward(f imds.Family, patterns []ifpattern.Pattern) (letThrough string, err error) {
 	seen, err := probe.Forward(f, patterns)
 	switch {
 	case seen.Answered:
 		return "the endpoint answered", nil
 	case seen.Left != "":
-		return "it left the node by " + seen.Left, nil
+		return "it left the node through " + seen.Left, nil
 	}
 	return "", err
 }
 
-// one sends so many, and finds out by their counters which of the layers that may stop them did. It proves nothing if the layer that
-// it is about, unless that is empty, was not in force before and after it.
+// one sends n packets or socket calls, and finds out from the layers' counters which of them stopped those. The result proves
+// nothing if the layer named by about, if any, was not in force both before and after.
 func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, about string,
 	send func(before []guard.LayerStatus) (letThrough string, err error),
 ) (result Probe, proves bool) {
@@ -146,17 +147,17 @@ func (p probes) one(ctx context.Context, path string, f imds.Family, n uint64, a
 		result.Result, result.Detail = probe.Stopped, err.Error()
 	case err != nil:
 		result.Result, result.Detail = probe.Error, err.Error()
-	case len(result.StoppedBy) == 0 && path == probe.PathUnnamed: // Linux 6.1 doesn't count what the sink swallows
-		result.Result, result.Detail = probe.Stopped, "it was not seen to leave the node"
+	case len(result.StoppedBy) == 0 && path == probe.PathUnnamed: // Linux 6.1 doesn't count packets dropped by the sink
+		result.Result, result.Detail = probe.Stopped, "it was not seen leaving the node"
 	case len(result.StoppedBy) == 0:
-		result.Result, result.Detail = probe.Error, "no layer has counted it, and it was not answered"
+		result.Result, result.Detail = probe.Error, "no layer counted it, and no answer came"
 	default:
 		result.Result = probe.Stopped
 	}
 	return result, true
 }
 
-// probesEvidence is what they prove.
+// probesEvidence returns what the results prove.
 func probesEvidence(results []Probe) (e guard.Evidence) {
 	for _, p := range results {
 		switch {

@@ -19,7 +19,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/probe"
 )
 
-// counting are layers of a family whose counters a probe moves.
+// counting is a family's layers, with counters that a probe increases.
 func counting(counters map[string]uint64) (list []guard.LayerStatus) {
 	for _, name := range []string{"iptables", "route"} {
 		list = append(list, guard.LayerStatus{
@@ -29,7 +29,7 @@ func counting(counters map[string]uint64) (list []guard.LayerStatus) {
 	return list
 }
 
-// What a probe comes to, by what was seen of it and who has counted it. A failure to send it is none of the layers'.
+// The result of a probe, by what was seen of it and who counted it. A failure to send it is not a layer's fault.
 func TestProbeResult(t *testing.T) {
 	for _, c := range []struct {
 		name       string
@@ -40,7 +40,7 @@ func TestProbeResult(t *testing.T) {
 	}{
 		{"stopped", []string{"iptables"}, "", nil, "forward ipv4 stopped by iptables"},
 		{"counted by two", []string{"iptables", "route"}, "", nil, "forward ipv4 stopped by iptables and route"},
-		{"nobody has counted it", nil, "", nil, "forward ipv4 error: no layer has counted it, and it was not answered"},
+		{"nobody has counted it", nil, "", nil, "forward ipv4 error: no layer counted it, and no answer came"},
 		{"answered", nil, "the endpoint answered", nil, "forward ipv4 answered: the endpoint answered"},
 		{"answered, and pods were stopped meanwhile", []string{"iptables"}, "it left", nil, "forward ipv4 answered by iptables: it left"},
 		{"answered, and not tidied up", nil, "it left", errors.New("no"), "forward ipv4 answered: it left"},
@@ -67,7 +67,7 @@ func TestProbeResult(t *testing.T) {
 	}
 }
 
-// The count of others' packets never goes back, whenever a probe of our own gets into the count.
+// The count of others' packets never decreases, whenever one of our own probes gets counted.
 func TestOwnPackets(t *testing.T) {
 	o, id := newOwnPackets(), layer.ID{Name: "route", Family: imds.IPv6}
 	l := []guard.LayerStatus{{ID: id}}
@@ -98,7 +98,7 @@ func TestOwnPackets(t *testing.T) {
 	}
 }
 
-// What probes prove: an answer outweighs all, an error degrades, and what is stopped says nothing.
+// What probes prove: an answer outweighs everything, an error degrades, and being stopped adds nothing.
 func TestProbesEvidence(t *testing.T) {
 	results := []Probe{{Path: "forward", Result: probe.Stopped}}
 	if e := probesEvidence(results); e.Answered != "" || e.NotProbed != nil {
@@ -118,7 +118,7 @@ func TestProbesEvidence(t *testing.T) {
 	}
 }
 
-// An answer counts until the same is seen stopped: an error proves nothing.
+// An answered probe counts until the same probe is seen stopped: an error proves nothing.
 func TestAnswersAreKept(t *testing.T) {
 	of := func(path, result string) Probe { return Probe{Path: path, Family: imds.IPv4, Result: result} }
 	known := []Probe{of("forward", probe.Answered), of("socket", probe.Stopped)}
@@ -137,7 +137,7 @@ func TestAnswersAreKept(t *testing.T) {
 	}
 }
 
-// A new result is logged once. What was not stopped is tried again soon; pods wait for the first probes, and not for long.
+// A changed result is logged once. What was not stopped is soon tried again. Pods wait for the first probes, but not for long.
 func TestProber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
@@ -193,7 +193,7 @@ func TestProber(t *testing.T) {
 		if !slices.Equal(at, want) {
 			t.Errorf("probed at %v, want %v", at, want)
 		}
-		for line, n := range map[string]int{"is stopped": 2, "was let through": 1} {
+		for line, n := range map[string]int{"was stopped": 2, "was let through": 1} {
 			if got := strings.Count(log.String(), line); got != n {
 				t.Errorf("%d lines say that it %s, want %d:\n%s", got, line, n, &log)
 			}
@@ -201,7 +201,7 @@ func TestProber(t *testing.T) {
 	})
 }
 
-// The end of the agent is waited for by no probe, and what it looked at meanwhile proves nothing.
+// No probe delays the agent's exit, and a round that is cut short proves nothing.
 func TestProberEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -217,7 +217,7 @@ func TestProberEnds(t *testing.T) {
 	})
 }
 
-// A layer that another look doesn't name, or that has another place in it, is no reason to fail.
+// A layer that is missing in the second look, or has another place there, does not cause a crash.
 func TestProbeLooksDiffer(t *testing.T) {
 	looks := [][]guard.LayerStatus{counting(map[string]uint64{"iptables": 7, "route": 7}), counting(map[string]uint64{"iptables": 7, "route": 8})[1:]}
 	p := probes{look: func(context.Context) (l []guard.LayerStatus) { l, looks = looks[0], looks[1:]; return l }}
@@ -227,7 +227,7 @@ func TestProbeLooksDiffer(t *testing.T) {
 	}
 }
 
-// A probe of one layer proves something only if that was in force before and after it.
+// A probe of one layer proves something only if the layer was in force before and after it.
 func TestProbeOfALayer(t *testing.T) {
 	for _, c := range []struct {
 		before, after layer.State

@@ -15,34 +15,34 @@ import (
 )
 
 const (
-	// probeAgain is after what time to try again if something was not stopped, unless the interval is shorter.
+	// probeAgain is when to probe again after something was not stopped, unless the interval is shorter.
 	probeAgain = 30 * time.Second
 	// firstProbes is how long pods may have to wait for the first probes, once the layers are in force.
 	firstProbes = 10 * time.Second
-	// freshLook is for how long to wait for a reading of every layer.
+	// freshLook is how long to wait for a reading of every layer.
 	freshLook = 3 * time.Second
 )
 
-// prober probes at intervals, and knows what the last probes came to. All but run may be called from any goroutine.
+// prober probes at intervals and keeps the last results. All methods but run may be called from any goroutine.
 type prober struct {
-	// makeAll makes all probes; own is what keeps them out of counts, nil if nothing does.
+	// makeAll makes all probes; own keeps them out of the counts, nil if nothing does.
 	makeAll  func(context.Context) []Probe
 	own      *ownPackets
 	interval time.Duration
 	log      *slog.Logger
-	// ended is called after the probes with what came of them. It must not block.
+	// ended is called with the results after each round of probes. It must not block.
 	ended func([]Probe)
 
 	mu      sync.Mutex
 	results []Probe
 	last    time.Time // when they ended
-	begun   time.Time // when somebody asked first whether they are pending
+	begun   time.Time // when pending was first called
 }
 
-// run probes until ctx ends. It begins by removing what a probe has left that was killed.
+// run probes until ctx ends. It first removes what a killed probe left behind.
 func (p *prober) run(ctx context.Context) {
 	if _, err := probe.Cleanup(); err != nil {
-		p.log.Warn("what a probe has left can't be removed", "error", err)
+		p.log.Warn("can't remove what an earlier probe left behind", "error", err)
 	}
 	if p.interval == 0 {
 		return
@@ -50,7 +50,7 @@ func (p *prober) run(ctx context.Context) {
 	for {
 		results := p.makeAll(ctx)
 		if ctx.Err() != nil {
-			return // what was looked at meanwhile proves nothing
+			return // a round that was cut short proves nothing
 		}
 		p.mu.Lock()
 		before := p.results
@@ -70,7 +70,7 @@ func (p *prober) run(ctx context.Context) {
 	}
 }
 
-// withAnswers keeps what was answered until it is seen stopped: that a later probe could not be made is no proof.
+// withAnswers keeps an answered probe until it is seen stopped: a later probe that could not be made proves nothing.
 func withAnswers(before, now []Probe) []Probe {
 	kept := slices.Clone(now)
 	for _, b := range before {
@@ -82,7 +82,7 @@ func withAnswers(before, now []Probe) []Probe {
 	return kept
 }
 
-// report logs each result that is not that of the time before.
+// report logs each result that differs from the last one.
 func (p *prober) report(before, now []Probe) {
 	for _, r := range now {
 		if slices.ContainsFunc(before, func(b Probe) bool { return b.isOf(r) && b.Result == r.Result }) {
@@ -91,16 +91,16 @@ func (p *prober) report(before, now []Probe) {
 		log := p.log.With("path", r.Path, "family", r.Family)
 		switch r.Result {
 		case probe.Answered:
-			log.Error("a packet of our own was let through: so are those of pods", "detail", r.Detail)
+			log.Error("a probe was let through, so pods' packets are too", "detail", r.Detail)
 		case probe.Error:
-			log.Warn("a packet of our own could not be sent, or nobody knows what became of it", "detail", r.Detail)
+			log.Warn("a probe could not be sent, or its outcome is unknown", "detail", r.Detail)
 		default:
-			log.Info("a packet of our own is stopped", "by", r.StoppedBy, "detail", r.Detail)
+			log.Info("a probe was stopped", "by", r.StoppedBy, "detail", r.Detail)
 		}
 	}
 }
 
-// evidence is what the last probes prove. That they were longer ago than three intervals says that one hangs.
+// evidence returns what the last probes prove. If they are older than three intervals, a probe hangs.
 func (p *prober) evidence() guard.Evidence {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -111,7 +111,7 @@ func (p *prober) evidence() guard.Evidence {
 	return e
 }
 
-// pending reports that the first probes have not ended yet, and are not overdue: it has not been asked for that long.
+// pending reports whether the first probes are still to come and not overdue, counted from its first call.
 func (p *prober) pending() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -121,7 +121,7 @@ func (p *prober) pending() bool {
 	return p.interval > 0 && p.results == nil && time.Since(p.begun) < firstProbes
 }
 
-// freshLooks has every layer read by a look that begins only now, and returns what is known then.
+// freshLooks has every layer read by a look that starts only now, and returns the result.
 func (a *agent) freshLooks(ctx context.Context) []guard.LayerStatus {
 	asked := time.Now()
 	a.guard.Wake()

@@ -1,4 +1,4 @@
-// What the agent says of itself and of who asks.
+// The agent's report on itself and on who asks.
 
 package agent
 
@@ -32,30 +32,30 @@ func (a *agent) report() report.Node {
 		if l.Name == cgroup.LayerName {
 			counts = true
 			if l.State != layer.Enforced && l.State != layer.Auditing {
-				incomplete = append(incomplete, fmt.Sprintf("attempts of %s may be missing: the layer is %s: %s", l.Family, l.State, l.Detail))
+				incomplete = append(incomplete, fmt.Sprintf("%s attempts may be missing: the cgroup layer is %s: %s", l.Family, l.State, l.Detail))
 			}
 		}
 	}
 	if !counts {
-		incomplete = append(incomplete, "no attempt is seen without the layer "+cgroup.LayerName)
+		incomplete = append(incomplete, "attempts can't be seen without the "+cgroup.LayerName+" layer")
 	}
 	if !a.config.Attribution {
-		incomplete = append(incomplete, "no attempt is kept with --attribution=off")
+		incomplete = append(incomplete, "attempts are not recorded with --attribution=off")
 	}
 	if a.asking != nil {
 		n.Since, n.Workloads = a.asking.ledger.Workloads()
 		if _, known := a.listPods(); !known {
-			incomplete = append(incomplete, "pods have no names: the API server has not told them yet")
+			incomplete = append(incomplete, "pods have no names: the API server has not listed them yet")
 		} else if a.pods == nil {
 			incomplete = append(incomplete, "pods have no names without the Kubernetes API")
 		}
 	}
 	if a.asking != nil && a.config.HostNetwork == policy.Allow {
-		incomplete = append(incomplete, "pods in the node's network are let through and not counted (--host-network-pods=audit counts them)")
+		incomplete = append(incomplete, "hostNetwork pods are let through and not counted (--host-network-pods=audit counts them)")
 	}
 	if a.asking != nil {
 		if left := a.asking.ledger.LeftOut(); left > 0 {
-			incomplete = append(incomplete, fmt.Sprintf("%d attempts are in no row, because too many pods have asked", left))
+			incomplete = append(incomplete, fmt.Sprintf("%d attempts are missing from the rows, because too many pods have asked", left))
 		}
 	}
 	n.Incomplete = strings.Join(incomplete, "; ")

@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	// answerTime is for one answer: who doesn't read it holds up nobody for longer.
+	// answerTime bounds one answer: a client that doesn't read it can't hold up the others for longer.
 	answerTime = 5 * time.Second
-	// mostAsking is how many are answered at a time.
+	// mostAsking is how many clients are answered at a time.
 	mostAsking = 8
 )
 
@@ -37,7 +37,7 @@ type answers struct {
 // run serves until ctx ends.
 func (s answers) run(ctx context.Context) {
 	subscription.Keep(ctx, s.serve, func(err error) {
-		s.log.Warn("reports can't be served; trying again", "error", err)
+		s.log.Warn("can't serve reports; trying again", "error", err)
 	})
 }
 
@@ -45,14 +45,14 @@ func (s answers) serve(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(s.path), 0o755); err != nil {
 		return fmt.Errorf("making the socket's directory: %w", err)
 	}
-	if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) { // a killed agent's
+	if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) { // left behind by a killed agent
 		return fmt.Errorf("removing an old socket: %w", err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.path, Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
-	// The name stays when this agent ends: it may be the next one's by then.
+	// The file stays when this agent ends: it may belong to the next one by then.
 	l.SetUnlinkOnClose(false)
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
@@ -69,18 +69,18 @@ func (s answers) serve(ctx context.Context) error {
 		go func() {
 			defer func() { <-free }()
 			if err := s.answer(conn); err != nil {
-				s.log.Warn("refused or failed to answer a report", "error", err)
+				s.log.Warn("refused or failed to answer a report request", "error", err)
 			}
 		}()
 	}
 }
 
-// answer gives the report to root. (The permissions say so, too, but for the moment in which the socket is made.)
+// answer gives the report to root only. (The file's permissions ensure that too, except in the moment when the socket is made.)
 func (s answers) answer(conn *net.UnixConn) error {
 	defer conn.Close()
 	uid, err := peer(conn)
 	if err != nil {
-		return fmt.Errorf("asking who asks: %w", err)
+		return fmt.Errorf("identifying the caller: %w", err)
 	}
 	if uid != 0 {
 		return fmt.Errorf("user %d is not root", uid)
@@ -91,7 +91,7 @@ func (s answers) answer(conn *net.UnixConn) error {
 	return json.NewEncoder(conn).Encode(s.report())
 }
 
-// peer is the other end's user, in the node's user namespace; one that has none there is nobody.
+// peer returns the user at the other end, in the node's user namespace; a user that doesn't exist there is nobody.
 func peer(conn *net.UnixConn) (uid uint32, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -107,7 +107,7 @@ func peer(conn *net.UnixConn) (uid uint32, err error) {
 	return is.Uid, nil
 }
 
-// ErrNoAgent says that nobody answers on this node.
+// ErrNoAgent says that no agent answers on this node.
 var ErrNoAgent = errors.New("no agent answers on this node")
 
 // Ask asks this node's agent for its report.
@@ -117,7 +117,7 @@ func Ask(ctx context.Context, path string) (n report.Node, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	switch {
 	case errors.Is(err, unix.EACCES):
-		return n, errors.New("only root may ask the agent; run it as root")
+		return n, errors.New("only root may ask the agent; run this as root")
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED):
 		return n, ErrNoAgent
 	case err != nil:

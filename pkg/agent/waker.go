@@ -1,8 +1,8 @@
-// How a goroutine is asked for another pass.
+// Asking a goroutine for another pass.
 
 package agent
 
-// waker has room for one wake: any number of them before a pass are one. It may be used from any goroutine.
+// waker has room for one wake: any number of calls before a pass count as one. It may be used from any goroutine.
 type waker chan struct{}
 
 func newWaker() waker { return make(waker, 1) }

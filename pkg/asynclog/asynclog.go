@@ -1,4 +1,5 @@
-// Package asynclog keeps a program going whose log nobody reads: a container runtime that hangs, a full disk behind a pipe.
+// Package asynclog keeps a program running when nobody reads its log: a container runtime hangs, or a disk behind a pipe is
+// full.
 package asynclog
 
 import (
@@ -8,11 +9,11 @@ import (
 	"time"
 )
 
-// backlog is how many lines wait for their reader. At some 300 bytes each that is far from the agent's memory.
+// backlog is how many lines may wait to be written. At some 300 bytes each they take little of the agent's memory.
 const backlog = 1024
 
-// Writer hands lines on to another writer, in their order, from a goroutine of its own. Write never blocks: what finds the
-// backlog full is dropped, and how much that was is said as soon as there is room.
+// Writer passes lines on to another writer, in order, from a goroutine of its own. Write never blocks: lines that find the
+// backlog full are dropped, and their number is written as soon as there is room.
 type Writer struct {
 	lines   chan []byte
 	dropped atomic.Int64
@@ -37,7 +38,7 @@ func (w *Writer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Close returns when every line so far is written, or after the patience given. Lines that come later are lost.
+// Close returns when every line so far is written, or after the given patience. Later lines are lost.
 func (w *Writer) Close(patience time.Duration) {
 	close(w.closing)
 	select {
@@ -65,7 +66,7 @@ func (w *Writer) run(to io.Writer) {
 	}
 }
 
-// write writes a line, and says how many were lost before it was taken. (An error leaves nobody to tell.)
+// write writes a line, and then how many were lost before it was taken. (If that fails, there is nobody to tell.)
 func (w *Writer) write(to io.Writer, line []byte) {
 	_, _ = to.Write(line)
 	if n := w.dropped.Swap(0); n > 0 {

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Nobody reads: Write does not wait. Somebody reads again: what waited comes in order, and it is said how much was lost.
+// While nobody reads, Write does not wait. Once somebody reads again, the backlog comes in order, followed by how much was
+// lost.
 func TestNobodyReads(t *testing.T) {
 	r, to := io.Pipe()
 	w := New(to)

@@ -1,4 +1,4 @@
-// The ledger's file, by which it outlives the agent.
+// The ledger's file, through which it outlives the agent.
 
 package attempts
 
@@ -14,11 +14,11 @@ import (
 	"github.com/imds-guard/imds-guard/internal/wholefile"
 )
 
-// mostBytes is the largest file that is read: more than a full ledger takes, and less than the agent has memory for.
+// mostBytes is the largest file that is read: more than a full ledger needs, and less than the agent has memory for.
 const mostBytes = 16 << 20
 
-// Load goes on with what an earlier agent has saved, in the place of what is in the ledger. Without a file, or with one that can't be
-// read, which is an error, the ledger stays as it is.
+// Load replaces the ledger's contents with what an earlier agent saved. Without a file, or with one that can't be read, which
+// is an error, the ledger stays as it is.
 func (l *Ledger) Load(file string, now time.Time) error {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -36,7 +36,7 @@ func (l *Ledger) Load(file string, now time.Time) error {
 		return fmt.Errorf("reading what was counted before: %w", err)
 	}
 	for _, p := range s.Pods {
-		p.Alive = now // for all that is known until the pods are listed
+		p.Alive = now // presumed alive until the pods are listed
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -44,7 +44,7 @@ func (l *Ledger) Load(file string, now time.Time) error {
 	return nil
 }
 
-// check finds what would make the program fail later.
+// check finds what would make the program crash later.
 func (s state) check() error {
 	for _, c := range s.Counters {
 		if c == nil {
@@ -62,12 +62,12 @@ func (s state) check() error {
 		}
 	}
 	if s.Counters == nil || s.Pods == nil || s.Gone == nil {
-		return errors.New("it is not whole")
+		return errors.New("it is incomplete")
 	}
 	return nil
 }
 
-// Save writes the file, if anything has changed since.
+// Save writes the file if anything has changed since the last time.
 func (l *Ledger) Save(file string) error {
 	text, err := l.marshal()
 	if text == nil && err == nil {
@@ -80,7 +80,7 @@ func (l *Ledger) Save(file string) error {
 		l.mu.Lock()
 		l.changed = true
 		l.mu.Unlock()
-		return fmt.Errorf("keeping what was counted: %w", err)
+		return fmt.Errorf("saving what was counted: %w", err)
 	}
 	return nil
 }

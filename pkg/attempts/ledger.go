@@ -1,7 +1,7 @@
-// Package attempts keeps the ledger of who asks for the endpoint: what the kernel has counted by cgroup, added up by pod and by workload,
-// with names as far as the API server has told them.
+// Package attempts keeps the ledger of who asks for the endpoint: the kernel's counts by cgroup, added up by pod and by workload, with
+// names as far as the API server has supplied them.
 //
-// It is only ever told things. Names may come long after the attempts, or never; nothing waits for them.
+// It only receives information and never asks for any. Names may arrive long after the attempts, or never; nothing waits for them.
 package attempts
 
 import (
@@ -18,17 +18,19 @@ import (
 )
 
 const (
-	// kept is for how long a pod stays in the ledger by itself after its last attempt and its end. Then only its workload's sum has it.
+	// kept is how long a pod keeps its own entry after its last attempt and its end. After that it is only part of its
+	// workload's sum.
 	kept = 10 * time.Minute
-	// mostSeries is how many pods have series of their own, and mostPods how many are known one by one; mostWorkloads is the same for
-	// the sums of those that are gone. What is beyond is in one sum for all. All of it has to fit into the agent's memory.
+	// mostSeries is how many pods get their own series, and mostPods how many get their own entry; mostWorkloads is the same
+	// for the sums of pods that are gone. Everything beyond goes into one common sum. All of it has to fit into the agent's
+	// memory.
 	mostSeries    = 500
 	mostPods      = 1000
 	mostWorkloads = 200
-	// mostCommands and mostRequests bound what is known of one pod or workload: clients choose both.
+	// mostCommands and mostRequests bound what is kept of one pod or workload, since clients choose both.
 	mostCommands = 10
 	mostRequests = 10
-	// mostCounters bounds what is remembered of the kernel's counters.
+	// mostCounters bounds how many of the kernel's counters are remembered.
 	mostCounters = 10_000
 )
 
@@ -37,19 +39,20 @@ type Ledger struct {
 	mu sync.Mutex
 	state
 	changed bool // since it was saved
-	// early are requests of which it can't be said yet who has made them.
+	// early are requests whose pod is not known yet.
 	early map[cgroup.Asker][]report.Request
 }
 
-// state is what outlives the agent, in a file.
+// state is what is saved to a file and outlives the agent.
 type state struct {
 	Since time.Time
-	// Counters are what the kernel's counters stood at, and whose they are.
+	// Counters are the kernel's counters as last read, and the pods that they belong to.
 	Counters map[cgroup.Asker]*counter
-	Pods     map[string]*pod // by UID, or by the number of a cgroup that is no known pod's
-	// Gone are the sums of pods that are no more, by workload.
+	Pods     map[string]*pod // by UID, or by the number of a cgroup that belongs to no known pod
+	// Gone are the sums of pods that are gone, by workload.
 	Gone map[string]*gone
-	// Other is the sum of all that have no series of their own and are gone, and Beyond that of all that are in no pod's or workload's sum.
+	// Other is the sum of all gone pods that had no series of their own. Beyond is the sum of everything that is in no pod's or
+	// workload's sum.
 	Other, Beyond Calls
 }
 
@@ -59,7 +62,7 @@ type counter struct {
 	Began uint64 // see cgroup.Count
 }
 
-// Calls is how many were refused, and how many only counted.
+// Calls is how many calls were refused, and how many were only counted.
 type Calls struct{ Blocked, Audited uint64 }
 
 func (c *Calls) add(more Calls) {
@@ -67,7 +70,7 @@ func (c *Calls) add(more Calls) {
 	c.Audited += more.Audited
 }
 
-// calls is n of one verdict.
+// calls returns n calls of one verdict.
 func calls(v cgroup.Verdict, n uint64) Calls {
 	if v == cgroup.Audited {
 		return Calls{Audited: n}
@@ -75,7 +78,7 @@ func calls(v cgroup.Verdict, n uint64) Calls {
 	return Calls{Blocked: n}
 }
 
-// tally is what is known of a pod's, or a workload's, attempts.
+// tally is what is known of the attempts of a pod or workload.
 type tally struct {
 	Calls       Calls
 	First, Last time.Time
@@ -85,16 +88,16 @@ type tally struct {
 
 type pod struct {
 	tally
-	// Known is what the API server has told of it; nil if nothing.
+	// Known is what the API server says about the pod; nil if nothing.
 	Known *pods.Pod `json:",omitempty"`
-	// Unlisted: it has no series of its own.
+	// Unlisted: the pod has no series of its own.
 	Unlisted bool `json:",omitempty"`
-	// Before are the calls of pods before it with the same name, whose series goes on.
+	// Before are the calls of earlier pods with the same name, whose series this pod continues.
 	Before Calls
 	// Verdict is that of the last attempt that was counted.
 	Verdict cgroup.Verdict
-	// Alive is when it was last in the API server's list. Logged are the verdicts that the log has told of, and ToldAs those that events
-	// have since Told.
+	// Alive is when the pod was last in the API server's list. Logged are the verdicts that were logged, and ToldAs the ones
+	// that events have reported since Told.
 	Alive  time.Time
 	Logged []cgroup.Verdict
 	Told   time.Time
@@ -109,16 +112,16 @@ type gone struct {
 	Pods        int
 }
 
-// New makes an empty ledger that begins now.
+// New makes an empty ledger that starts now.
 func New(now time.Time) *Ledger {
 	return &Ledger{early: map[cgroup.Asker][]report.Request{}, state: state{Since: now, Counters: map[cgroup.Asker]*counter{}, Pods: map[string]*pod{}, Gone: map[string]*gone{}}}
 }
 
-// Owners names the pods that askers are in, by their UIDs; empty for those that are in none. Of whom it can't be said now, there is nothing:
-// then it is asked again the next time. It may take long, and is called without a lock.
+// Owners returns the UIDs of the pods that askers are in; empty for those that are in none. An asker for which this can't be
+// said now is left out, and asked for again the next time. It may take long, and is called without a lock.
 type Owners func(...cgroup.Asker) map[cgroup.Asker]string
 
-// Counted takes what the kernel has counted, whole or in part.
+// Counted takes in the kernel's counts; whole says that none is missing.
 func (l *Ledger) Counted(counts []cgroup.Count, whole bool, owners Owners) {
 	var askers []cgroup.Asker
 	for _, c := range counts {
@@ -136,7 +139,7 @@ func (l *Ledger) Counted(counts []cgroup.Count, whole bool, owners Owners) {
 		if c.Began != read.Began {
 			read.Began, read.Count = c.Began, 0
 		}
-		if c.Attempts <= read.Count { // an older reading of the same, in one that was written to meanwhile
+		if c.Attempts <= read.Count { // an older entry of the same asker, since the map was written to during the reading
 			continue
 		}
 		more := c.Attempts - read.Count
@@ -158,7 +161,7 @@ func (l *Ledger) Counted(counts []cgroup.Count, whole bool, owners Owners) {
 	}
 }
 
-// ask finds out whose the counters of askers are, and makes those that are new. That has to be done while the cgroup is there.
+// ask finds out to which pods the askers' counters belong, and adds the new ones. That has to be done while the cgroup exists.
 func (l *Ledger) ask(owners Owners, askers ...cgroup.Asker) {
 	l.mu.Lock()
 	var unknown []cgroup.Asker
@@ -184,10 +187,10 @@ func (l *Ledger) ask(owners Owners, askers ...cgroup.Asker) {
 	}
 }
 
-// numberOf stands for the UID of one that is in no pod.
+// numberOf returns a number that takes the place of the UID for an asker that is in no pod.
 func numberOf(a cgroup.Asker) string { return strconv.FormatUint(cmp.Or(a.Second, a.Top), 10) }
 
-// boundCounters forgets those that the kernel has forgotten, if there are too many.
+// boundCounters forgets the counters that the kernel no longer has, if there are too many.
 func (l *Ledger) boundCounters(counts []cgroup.Count) {
 	if len(l.Counters) <= mostCounters {
 		return
@@ -201,7 +204,7 @@ func (l *Ledger) boundCounters(counts []cgroup.Count) {
 	l.Counters = kept
 }
 
-// pod is the one with a UID, new if it has to be; nil if there are too many.
+// pod returns the entry of a UID, a new one if necessary; nil if there are too many.
 func (l *Ledger) pod(uid string, now time.Time) *pod {
 	if p := l.Pods[uid]; p != nil {
 		return p
@@ -224,7 +227,7 @@ func (l *Ledger) listed() (n int) {
 	return n
 }
 
-// Attempted takes an attempt's details.
+// Attempted takes in the details of one attempt.
 func (l *Ledger) Attempted(a cgroup.Attempt, owners Owners, now time.Time) {
 	l.ask(owners, a.Asker)
 	l.mu.Lock()
@@ -251,7 +254,7 @@ func (t *tally) called(names ...string) (changed bool) {
 	return changed
 }
 
-// Requested takes a request that somebody has made.
+// Requested takes in one request.
 func (l *Ledger) Requested(by cgroup.Asker, r request.Request, owners Owners, now time.Time) {
 	by.Verdict = cgroup.Audited // as its attempt was counted
 	l.ask(owners, by)
@@ -271,7 +274,7 @@ func (l *Ledger) Requested(by cgroup.Asker, r request.Request, owners Owners, no
 	}
 }
 
-// requested adds requests. Beyond the bound their clients are told apart no more.
+// requested adds requests. Beyond the bound it no longer tells their clients apart.
 func (t *tally) requested(more ...report.Request) {
 	for _, r := range more {
 		i := slices.IndexFunc(t.Requests, func(known report.Request) bool { return isSame(known, r) })
@@ -291,7 +294,7 @@ func isSame(a, b report.Request) bool {
 	return a.Version == b.Version && a.Document == b.Document && a.Agent == b.Agent
 }
 
-// Named takes the pods that there are, and those that were there lately.
+// Named takes in the existing pods, and those that ended recently.
 func (l *Ledger) Named(all []pods.Pod, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -310,8 +313,8 @@ func (l *Ledger) Named(all []pods.Pod, now time.Time) {
 	}
 }
 
-// succeed makes a pod's series that of the pods before it with the same name: a StatefulSet's, or a static one's. One that has ended, and
-// asks yet, is before the one that has the name now.
+// succeed lets a pod continue the series of earlier pods with the same name: a StatefulSet's, or a static pod's. One that has
+// ended and still asks counts as earlier than the one that has the name now.
 func (l *Ledger) succeed(uid string, p *pod) {
 	for other, q := range l.Pods {
 		if other == uid || q.Known == nil || q.Known.Namespace != p.Known.Namespace || q.Known.Name != p.Known.Name {
@@ -332,22 +335,22 @@ func (l *Ledger) succeed(uid string, p *pod) {
 	}
 }
 
-// series is what a pod's series has.
+// series returns the value of a pod's series.
 func (p *pod) series() Calls {
 	sum := p.Before
 	sum.add(p.Calls)
 	return sum
 }
 
-// Ended is a pod that is in the ledger by itself no more.
+// Ended is a pod that no longer has an entry of its own.
 type Ended struct {
 	UID   string
 	Known pods.Pod
 	Calls Calls
 }
 
-// Expire moves pods that have ended, and have asked no more for long, to their workloads' sums, and returns them. Who has ended has to be
-// known: see Named.
+// Expire moves pods that have ended and have not asked for a long time into their workloads' sums, and returns them. It relies
+// on Named to know which pods have ended.
 func (l *Ledger) Expire(now time.Time) (ended []Ended) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -381,7 +384,7 @@ func (l *Ledger) fold(known pods.Pod, p *pod) {
 	g.addTo(l.Gone)
 }
 
-// as is what a pod adds to the sum of its workload.
+// as returns what a pod adds to the sum of its workload.
 func (p *pod) as(known pods.Pod) gone {
 	return gone{p.tally, known.Namespace, known.Workload, known.HostNetwork, 1}
 }

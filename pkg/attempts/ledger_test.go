@@ -28,7 +28,7 @@ func uidOf(askers ...cgroup.Asker) map[cgroup.Asker]string {
 	return uids
 }
 
-// nobody can say now whose an asker is, and nobodys is of those that are no pod's.
+// nobody can't identify any asker at the moment; nobodys says of every asker that it belongs to no pod.
 func nobody(...cgroup.Asker) map[cgroup.Asker]string { return nil }
 
 func nobodys(askers ...cgroup.Asker) map[cgroup.Asker]string {
@@ -53,7 +53,7 @@ func named(id uint64, name, workload string) pods.Pod {
 	return pods.Pod{UID: "uid-" + strconv.FormatUint(id, 10), Namespace: "shop", Name: name, Workload: pods.Workload{Kind: "Deployment", Name: workload}}
 }
 
-// sum is what all series have together.
+// sum returns the total of all series.
 func sum(series []Series) (all Calls) {
 	for _, s := range series {
 		all.add(s.Calls)
@@ -70,7 +70,7 @@ func find(series []Series, pod string) (found []Series) {
 	return found
 }
 
-// The kernel's counters are added up, over their beginning anew; names come later, and take the attempts with them.
+// The kernel's counters are added up, even when they start over; names arrive later and take over the attempts.
 func TestCounted(t *testing.T) {
 	l := New(start)
 	for _, n := range []uint64{1, 2, 2} {
@@ -91,7 +91,8 @@ func TestCounted(t *testing.T) {
 	}
 }
 
-// Whose a cgroup is that can't be said now is asked again, and nothing is counted until then; one that is nobody's is counted as such.
+// If a cgroup's pod can't be determined now, it is asked for again, and nothing is counted until then. A cgroup that belongs to
+// no pod is counted as such.
 func TestOwnerComesLater(t *testing.T) {
 	l := New(start)
 	counts := []cgroup.Count{blocked(1, 3, start)}
@@ -111,7 +112,7 @@ func TestOwnerComesLater(t *testing.T) {
 	l.Counted([]cgroup.Count{blocked(1, 6, start)}, true, func(...cgroup.Asker) map[cgroup.Asker]string { t.Error("asked again"); return nil })
 }
 
-// So it is with a request: nothing of what is asked for is lost, within bounds.
+// The same holds for requests: none is lost, within bounds.
 func TestRequestBeforeItsOwner(t *testing.T) {
 	l := New(start)
 	for range 3 * mostRequests {
@@ -159,7 +160,8 @@ func TestManyPods(t *testing.T) {
 	}
 }
 
-// A series goes only some time after its pod, and a pod of the same name goes on with it: a counter must never go back.
+// A series disappears only some time after its pod, and a new pod with the same name continues it: a counter must never
+// decrease.
 func TestExpire(t *testing.T) {
 	l := New(start)
 	l.Counted([]cgroup.Count{blocked(1, 3, start)}, true, uidOf)
@@ -181,7 +183,7 @@ func TestExpire(t *testing.T) {
 	}
 }
 
-// What is asked for, and by which command, is kept in bounds.
+// What is asked for, and by which commands, is bounded.
 func TestDetails(t *testing.T) {
 	l := New(start)
 	l.Counted([]cgroup.Count{blocked(1, 1, start)}, true, uidOf)
@@ -202,7 +204,8 @@ func TestDetails(t *testing.T) {
 	}
 }
 
-// The log tells of a pod once, as soon as it has a name, or without one after a while; an event once an hour, as long as it asks.
+// The log reports a pod once, as soon as it has a name, or without one after a while; events report it once an hour for as long
+// as it asks.
 func TestNews(t *testing.T) {
 	l := New(start)
 	l.Counted([]cgroup.Count{blocked(1, 1, start), blocked(2, 1, start)}, true, uidOf)
@@ -242,7 +245,8 @@ func TestNews(t *testing.T) {
 	}
 }
 
-// The ledger outlives the agent, with what the kernel's counters stood at; a file that is no ledger is an error, and no more.
+// The ledger outlives the agent, including the last values of the kernel's counters. An invalid file causes an error and
+// nothing worse.
 func TestFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "some", "attempts.json")
 	l := New(start)
@@ -288,7 +292,7 @@ func write(t *testing.T, file, text string) {
 	}
 }
 
-// A pod's first attempt is told of as what it was, whichever is heard of first: its details or its count.
+// A pod's first attempt is reported with the right verdict, whichever arrives first, its details or its count.
 func TestVerdictOfTheFirst(t *testing.T) {
 	for _, v := range []cgroup.Verdict{cgroup.Audited, cgroup.Blocked} {
 		l := New(start)
@@ -301,7 +305,7 @@ func TestVerdictOfTheFirst(t *testing.T) {
 	}
 }
 
-// What may not be told now is told later.
+// What the rate limit holds back is reported later.
 func TestNewsWait(t *testing.T) {
 	l := New(start)
 	l.Counted([]cgroup.Count{blocked(1, 1, start)}, true, uidOf)
@@ -343,7 +347,7 @@ func TestSeriesAreDistinct(t *testing.T) {
 	}
 }
 
-// Of a reading in part nothing is forgotten, and an older one of the same counter takes nothing back.
+// After a partial reading nothing is forgotten, and an older value of a counter takes nothing back.
 func TestReadInPart(t *testing.T) {
 	l := New(start)
 	var counts []cgroup.Count
@@ -360,7 +364,7 @@ func TestReadInPart(t *testing.T) {
 	}
 }
 
-// A pod that asks in two ways, and has two verdicts, is told of twice, and no more.
+// A pod that asks in two ways, with two verdicts, is reported exactly twice.
 func TestTwoVerdicts(t *testing.T) {
 	l := New(start)
 	told := 0
@@ -376,7 +380,7 @@ func TestTwoVerdicts(t *testing.T) {
 	}
 }
 
-// A new agent knows the pods that were there, until it is told which are.
+// A new agent keeps the earlier agent's pods until it is told which exist.
 func TestLoadKeepsTheLiving(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "attempts.json")
 	l := New(start)
@@ -393,7 +397,7 @@ func TestLoadKeepsTheLiving(t *testing.T) {
 	}
 }
 
-// A full ledger is not more than is read again, and a larger file is not read.
+// A full ledger is small enough to be read again, and a larger file is not read.
 func TestFullLedger(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "attempts.json")
 	l := New(start)

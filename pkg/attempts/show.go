@@ -1,4 +1,4 @@
-// What the ledger shows: series, rows of the report, and what is news.
+// The ledger's output: series, rows of the report, and news.
 
 package attempts
 
@@ -12,20 +12,21 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/report"
 )
 
-// Other is the namespace, the workload and the pod of the series of all others, and Unknown the first two of a pod that has no name, and
-// whose UID stands for one. (They are not empty: an empty label is none to Prometheus, which would fill in the agent's own namespace and pod.)
+// Other is the namespace, workload and pod of the series that adds up all others. Unknown is the namespace and workload of a
+// pod without a name, whose UID takes the place of its name. (They are not empty, because Prometheus treats an empty label as
+// missing and would fill in the agent's own namespace and pod.)
 const (
 	Other   = "other"
 	Unknown = "unknown"
 )
 
-// Series is a pod's, or that of all others.
+// Series is the series of one pod, or the sum of all others.
 type Series struct {
 	Namespace, Workload, Pod string
 	Calls
 }
 
-// Series returns a bounded number, no two of which have the same names.
+// Series returns a bounded number of series, no two of which have the same labels.
 func (l *Ledger) Series() (list []Series) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -35,7 +36,7 @@ func (l *Ledger) Series() (list []Series) {
 		switch {
 		case p.Unlisted:
 			of = Series{Namespace: Other, Workload: Other, Pod: Other}
-		case p.Calls == Calls{}: // only its details have come yet
+		case p.Calls == Calls{}: // so far only its details have arrived
 			continue
 		case p.Known != nil:
 			of = Series{Namespace: p.Known.Namespace, Workload: p.Known.Workload.Name, Pod: p.Known.Name}
@@ -51,7 +52,7 @@ func (l *Ledger) Series() (list []Series) {
 	return list
 }
 
-// Workloads returns the rows of the report, and since when it counts.
+// Workloads returns the rows of the report, and when counting began.
 func (l *Ledger) Workloads() (since time.Time, rows []report.Workload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,7 +65,7 @@ func (l *Ledger) Workloads() (since time.Time, rows []report.Workload) {
 		if p.Known != nil {
 			known = *p.Known
 		}
-		if p.Calls != (Calls{}) { // or it is let through, and only its requests were seen
+		if p.Calls != (Calls{}) { // otherwise it is let through, and only its requests were seen
 			p.as(known).addTo(sums)
 		}
 	}
@@ -79,36 +80,36 @@ func (l *Ledger) Workloads() (since time.Time, rows []report.Workload) {
 }
 
 const (
-	// nameless is for how long the log waits for a pod's name, and tellEvery is how often an event tells of the same pod.
+	// nameless is how long the log waits for a pod's name, and tellEvery how often an event reports the same pod.
 	nameless  = 10 * time.Second
 	tellEvery = time.Hour
 )
 
-// News is a pod to tell of.
+// News is a pod to report.
 type News struct {
 	UID   string
 	Known pods.Pod // empty if it has no name
-	// Verdict is that of its last attempt.
+	// Verdict is the verdict on its last attempt.
 	Verdict cgroup.Verdict
 	Calls   Calls
-	// Commands are those of the processes that have asked, and Requests what for.
+	// Commands are the names of the processes that asked, and Requests what they asked for.
 	Commands []string
 	Requests []report.Request
-	// Log: it has asked for the first time, or with that verdict. Event: an event is due.
+	// Log: the pod asked for the first time, or for the first time with this verdict. Event: an event is due.
 	Log, Event bool
 }
 
-// LeftOut is how many attempts are in no row of the report: there were too many pods.
+// LeftOut returns how many attempts are in no row of the report, because there were too many pods.
 func (l *Ledger) LeftOut() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.Beyond.Blocked + l.Beyond.Audited
 }
 
-// News returns the pods that the log, or an event, has yet to tell of: once for each verdict, and the latter once an hour. They
-// count as told. An event waits for that long after the first attempt: what is asked for may be seen by then.
+// News returns the pods still to be reported by the log or by an event: once for each verdict, and in an event once an hour. They
+// then count as reported. An event is delayed by wait after the first attempt, so that it can say what was asked for.
 //
-// mayLog and mayTell are asked before one is told of; those that have to wait are returned the next time.
+// mayLog and mayTell limit the rate; pods that have to wait are returned the next time.
 func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() bool) (list []News) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,7 +144,7 @@ func (l *Ledger) News(now time.Time, wait time.Duration, mayLog, mayTell func() 
 	return list
 }
 
-// Waiting reports that there is a pod that nobody has told of yet.
+// Waiting reports whether there is a pod that has not been reported yet.
 func (l *Ledger) Waiting() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -155,7 +156,7 @@ func (l *Ledger) Waiting() bool {
 	return false
 }
 
-// Nameless reports that a pod has no name yet.
+// Nameless reports whether there is a pod without a name.
 func (l *Ledger) Nameless() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

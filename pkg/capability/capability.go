@@ -1,4 +1,4 @@
-// Package capability tells what the kernel lets this process do (capabilities(7)).
+// Package capability reads the capabilities of this process (capabilities(7)).
 package capability
 
 import (
@@ -10,7 +10,7 @@ import (
 // Set are the effective capabilities of a process.
 type Set [2]unix.CapUserData
 
-// Own returns those of the calling thread.
+// Own returns the capabilities of the calling thread.
 func Own() (s Set, err error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	if err := unix.Capget(&header, &s[0]); err != nil {
@@ -19,5 +19,5 @@ func Own() (s Set, err error) {
 	return s, nil
 }
 
-// Has reports whether a capability is among them, unix.CAP_NET_ADMIN for example.
+// Has reports whether the set contains a capability, unix.CAP_NET_ADMIN for example.
 func (s Set) Has(c uint) bool { return s[c/32].Effective&(1<<(c%32)) != 0 }

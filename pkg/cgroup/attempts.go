@@ -1,4 +1,4 @@
-// Who asks, as the programs have counted it.
+// Who asks, as counted by the programs.
 
 package cgroup
 
@@ -25,19 +25,19 @@ const (
 	Blocked Verdict = 1
 	// Audited: it was let through, and would have been refused in another mode.
 	Audited Verdict = 2
-	// requested: not a call, but the beginning of a request.
+	// requested: this is not a call, but the beginning of a request.
 	requested Verdict = 3
 )
 
-// Asker names who makes attempts, and what becomes of them.
+// Asker identifies who makes attempts, and what becomes of them.
 type Asker struct {
-	// Top and Second are the ids of the cgroups that the process is in, one and two levels below that of all pods. One of them is a pod's.
-	// A process that is not below has no Top, and in Second its own.
+	// Top and Second are the ids of the process's cgroups one and two levels below that of all pods. One of them is a pod's.
+	// For a process that is not below it, Top is 0 and Second is its own cgroup.
 	Top, Second uint64
 	Verdict     Verdict
 }
 
-// MarshalText implements encoding.TextMarshaler, by which JSON has it as a key.
+// MarshalText implements encoding.TextMarshaler, so that an Asker can be a key in JSON.
 func (a Asker) MarshalText() ([]byte, error) {
 	return fmt.Appendf(nil, "%d/%d/%d", a.Top, a.Second, a.Verdict), nil
 }
@@ -50,26 +50,26 @@ func (a *Asker) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Count is how often somebody has asked, and when last. A counter starts anew, with another Began, when the map is made anew, or when
-// somebody who had not asked for long has made room for others.
+// Count is how often an asker has asked, and when last. A counter starts over, with another Began, when the map is recreated,
+// or when an asker that had not asked for long was evicted to make room.
 type Count struct {
 	Asker
 	Attempts uint64
 	Last     time.Time
-	// Began is by the clock of the kernel, in nanoseconds.
+	// Began is when the counter started, by the kernel's clock, in nanoseconds.
 	Began uint64
 }
 
-// Attempt is one of somebody's first within a second.
+// Attempt is an asker's first attempt within a second.
 type Attempt struct {
 	Asker
-	// Command is the process's name, of at most 15 bytes; empty if the agent has no CAP_PERFMON. Any process gives itself whatever name it
-	// likes.
+	// Command is the process's name, at most 15 bytes; empty if the agent lacks CAP_PERFMON. A process can give itself any
+	// name.
 	Command string
 }
 
-// ErrNoMaps says that the layer has yet to be put in force: what it counts in is not there.
-var ErrNoMaps = errors.New("the maps of the layer cgroup are not there yet")
+// ErrNoMaps says that the layer is not in force yet, so that the maps in which it counts don't exist.
+var ErrNoMaps = errors.New("the maps of the cgroup layer do not exist yet")
 
 func openPinned(what, path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
@@ -82,9 +82,9 @@ func openPinned(what, path string, spec ebpf.MapSpec) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// Counts returns who has asked. whole is false if somebody may be missing, because others asked meanwhile.
+// Counts returns who has asked. whole is false if some may be missing because the map changed during the reading.
 func Counts() (counts []Count, whole bool, err error) {
-	m, err := openPinned("the count of attempts", attemptsPin(), attemptsSpec)
+	m, err := openPinned("the map of attempts", attemptsPin(), attemptsSpec)
 	if err != nil {
 		return nil, false, err
 	}
@@ -103,12 +103,12 @@ func Counts() (counts []Count, whole bool, err error) {
 	case errors.Is(err, ebpf.ErrIterationAborted):
 		return counts, false, nil
 	case err != nil:
-		return nil, false, fmt.Errorf("reading the count of attempts: %w", err)
+		return nil, false, fmt.Errorf("reading the map of attempts: %w", err)
 	}
 	return counts, true, nil
 }
 
-// uptime is the clock of bpf_ktime_get_ns.
+// uptime reads the clock of bpf_ktime_get_ns.
 func uptime() time.Duration {
 	var t unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) != nil {
@@ -117,10 +117,10 @@ func uptime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// FollowAttempts calls told with attempts as they are made, of each asker at most one a second, until ctx ends or the layer has made another
-// map for them.
+// FollowAttempts calls told with attempts as they are made, at most one a second for each asker, until ctx ends or the layer
+// has recreated the map.
 func FollowAttempts(ctx context.Context, told func(Attempt)) error {
-	return follow(ctx, "the news of attempts", newsPin(), newsSpec, func(raw []byte) {
+	return follow(ctx, "the ring buffer of attempts", newsPin(), newsSpec, func(raw []byte) {
 		if len(raw) == -event {
 			told(Attempt{askerOf(raw), unix.ByteSliceToString(raw[keySize:])})
 		}
@@ -133,10 +133,11 @@ func askerOf(raw []byte) Asker {
 	return Asker{word(raw), word(raw[8:]), Verdict(word(raw[16:]))}
 }
 
-// FollowRequests does the same with the beginnings of requests that somebody sends who is let through in audit mode alone; of each at most
-// requestsMost within requestsEvery. shown must not keep what it is given, which may hold secrets and is overwritten when it returns.
+// FollowRequests does the same with the beginnings of requests from askers that only audit mode lets through; at most
+// requestsMost within requestsEvery for each asker. shown must not keep the bytes it is given, which may hold secrets and are
+// overwritten when it returns.
 func FollowRequests(ctx context.Context, shown func(by Asker, beginning []byte)) error {
-	return follow(ctx, "the beginnings of requests", beginningsPin(), beginningsSpec, func(raw []byte) {
+	return follow(ctx, "the ring buffer of requests", beginningsPin(), beginningsSpec, func(raw []byte) {
 		if len(raw) != shownHead+mostShown {
 			return
 		}
@@ -145,7 +146,7 @@ func FollowRequests(ctx context.Context, shown func(by Asker, beginning []byte))
 	})
 }
 
-// checkEvery is how often to see whether a map is still the one that is written to.
+// checkEvery is how often to check that a map is still the one being written to.
 const checkEvery = 10 * time.Second
 
 func follow(ctx context.Context, what, path string, spec ebpf.MapSpec, record func([]byte)) error {
@@ -178,7 +179,7 @@ func follow(ctx context.Context, what, path string, spec ebpf.MapSpec, record fu
 	}
 }
 
-// isSame reports whether a map is the one that is pinned.
+// isSame reports whether a map is the pinned one.
 func isSame(m *ebpf.Map, path, what string, spec ebpf.MapSpec) (bool, error) {
 	now, err := openPinned(what, path, spec)
 	if err != nil {

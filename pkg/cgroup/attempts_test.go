@@ -17,7 +17,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// gather has attempts, or beginnings of requests, gathered until the test ends.
+// gather collects attempts, or beginnings of requests, until the test ends.
 func gather(w *world, run func(context.Context, func(string)) error) (got func() []string) {
 	var mu sync.Mutex
 	var all []string
@@ -54,8 +54,8 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// Every attempt is counted by its cgroup; the first of each within a second is told at once, with the process's name; a flood from one
-// hides no other. The count outlives the agent.
+// Every attempt is counted by cgroup; the first of each cgroup within a second is sent as an event at once, with the process's
+// name; a flood from one hides no other. The count outlives the agent.
 func TestAttempts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -96,7 +96,8 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
-// In audit mode nothing is refused, and everything is counted; from enforcing to that and back there is nothing left of the other.
+// In audit mode nothing is refused and everything is counted. Switching from enforce to audit and back leaves nothing of the
+// other mode.
 func TestAuditOnly(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -179,7 +180,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// An SDK asks for a token and for what it wants within a millisecond. All of it is shown, and then one request a millisecond at most.
+// An SDK asks for a token and for what it wants within a millisecond. All of that is shown, and after that at most one request
+// a millisecond.
 func TestRequestsInARow(t *testing.T) {
 	t.Parallel()
 	w := newAudited(t)
@@ -209,8 +211,8 @@ func TestRequestsInARow(t *testing.T) {
 	}
 }
 
-// Who is let through in any mode, such as a pod in the node's network, is neither counted in audit mode, nor are its requests shown; and a
-// count that was made anew is told from the one before, whatever it stands at.
+// A pod that is let through in any mode, such as a hostNetwork pod, is not counted in audit mode, nor are its requests shown. A
+// recreated counter is told from the one before, whatever its value.
 func TestNotCounted(t *testing.T) {
 	t.Parallel()
 	w := newAudited(t)

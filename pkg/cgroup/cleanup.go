@@ -1,4 +1,4 @@
-// The removal of everything that the layer installs.
+// Removing everything that the layer installs.
 
 package cgroup
 
@@ -14,17 +14,17 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// Cleanup removes every hook of a family, and what it counted. removed are the names of the hooks that were there. A link is
-// detached, too: an agent that still runs may hold it.
+// Cleanup removes every hook of a family and its counters, and returns the names of the hooks that it found. Links are detached
+// as well, since a running agent may hold them.
 func Cleanup(f imds.Family) (removed []string, err error) {
 	removed, err = RemoveHooks(f)
 	errs := []error{err}
-	// The last was made by v0.1.0 before it counted all attempts.
+	// v0.1.0 made the last one, before it counted all attempts.
 	for _, path := range []string{counterOf(f), attemptsPin(), newsPin(), beginningsPin(), allowedPin(), filepath.Join(pins(), "host-asked")} {
 		_, err := remove(path)
 		errs = append(errs, err)
 	}
-	// The other family's are in it, too.
+	// The directory may still hold the other family's pins.
 	if err := os.Remove(pins()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 		errs = append(errs, err)
 	}
@@ -34,7 +34,7 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 	return removed, nil
 }
 
-// RemoveHooks removes every hook of a family, and leaves what both families count in.
+// RemoveHooks removes every hook of a family, and leaves the maps that both families count in.
 func RemoveHooks(f imds.Family) (removed []string, err error) {
 	var errs []error
 	for _, h := range hooksOf(f, true) {
@@ -49,7 +49,7 @@ func RemoveHooks(f imds.Family) (removed []string, err error) {
 
 func removeHook(f imds.Family, h hook) (there bool, err error) {
 	var errs []error
-	// What can't be opened as a link is none, or, without CAP_BPF, goes with the pin unless an agent holds it.
+	// What can't be opened is not a link; or, without CAP_BPF, it goes away with the pin unless an agent holds it.
 	if l, err := link.LoadPinnedLink(pinOf(f, h, "link"), nil); err == nil {
 		if is, err := l.Info(); err == nil && is.Cgroup() != nil {
 			if err := l.Detach(); !errors.Is(err, link.ErrNotSupported) { // before Linux 5.9
@@ -66,7 +66,7 @@ func removeHook(f imds.Family, h hook) (there bool, err error) {
 	return there, errors.Join(errs...)
 }
 
-// remove removes a pin, and one that was being made.
+// remove removes a pin, and one that was left half made.
 func remove(path string) (there bool, err error) {
 	_, err = os.Lstat(path)
 	return err == nil, errors.Join(os.RemoveAll(path), os.RemoveAll(path+"-new"))

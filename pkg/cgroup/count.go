@@ -1,4 +1,4 @@
-// The part of the programs that counts who asks, and tells of it.
+// The part of the programs that counts who asks, and sends events about it.
 
 package cgroup
 
@@ -9,32 +9,34 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Of each asker, news is told at most once in toldEvery, and the beginnings of requestsMost requests are shown in requestsEvery: a flood
-// costs the agent next to nothing, and hides nobody else. (An SDK asks for a token and for all that it wants within a millisecond.)
+// For each asker, at most one event is sent in toldEvery, and the beginnings of at most requestsMost requests in requestsEvery:
+// a flood costs the agent next to nothing and hides nobody else. (An SDK asks for a token and everything else it wants within a
+// millisecond.)
 const (
 	toldEvery     = time.Second
 	requestsEvery = 16 * time.Millisecond
 	requestsMost  = 16
 )
 
-// Where a value of attempts has what: see Count.
+// The layout of a value of attempts: see Count.
 const (
 	valueCount = 0
 	valueLast  = 8
-	valueTold  = 16 // since when valueMany were told
+	valueTold  = 16 // when the period began in which valueMany events were sent
 	valueMany  = 24
 	valueBegan = 32
 	valueSize  = 40
 )
 
-// keySize is that of a key of attempts: see Asker.
+// keySize is the size of a key of attempts: see Asker.
 const keySize = 24
 
-// whose writes to the event on the stack which cgroups just below that with the id in R8 the caller is in: the two of its ancestors there.
-// With one that is not below, the second is its own. Pods are at one of these levels (kubernetes,
-// pkg/kubelet/cm/pod_container_manager_linux.go); so it is told who asks whatever a pod makes further down, and although it goes at once.
+// whose writes the caller's ancestors on the two levels just below the cgroup with the id in R8 to the event on the stack. For a
+// caller that is not below that cgroup, the second is the caller's own. Pods are on one of these levels (kubernetes,
+// pkg/kubelet/cm/pod_container_manager_linux.go), so the asker is identified whatever cgroups a pod makes further down, and even if
+// the process exits at once.
 //
-// ancestor is to leave the id of the ancestor at the level R7 in R0, and own that of the caller's cgroup.
+// ancestor has to leave the id of the ancestor at level R7 in R0, and own that of the caller's cgroup.
 func whose(ancestor, own asm.Instructions) (code asm.Instructions) {
 	for level := int32(1); level <= deepest; level++ {
 		code = append(append(code, asm.Mov.Imm(asm.R7, level)), ancestor...)
@@ -48,8 +50,8 @@ func whose(ancestor, own asm.Instructions) (code asm.Instructions) {
 	return append(code, asm.StoreMem(asm.RFP, event+8, asm.R0, asm.DWord).WithSymbol("second"))
 }
 
-// count counts an attempt under the cgroups on the stack and the verdict in R9. It goes on where
-// there is news to tell, which is most times in every, and jumps where there is none.
+// count counts an attempt under the cgroups on the stack and the verdict in R9. It continues if an event is to be sent, which
+// happens at most `most` times in `every`, and jumps to otherwise if not.
 func (w wanted) count(most int32, every time.Duration, otherwise string) asm.Instructions {
 	lookUp := func() asm.Instructions {
 		return asm.Instructions{
@@ -74,7 +76,7 @@ func (w wanted) count(most int32, every time.Duration, otherwise string) asm.Ins
 		asm.Add.Imm(asm.R2, event),
 		asm.Mov.Reg(asm.R3, asm.RFP),
 		asm.Add.Imm(asm.R3, fresh),
-		asm.Mov.Imm(asm.R4, int32(ebpf.UpdateNoExist)), // another processor may be quicker
+		asm.Mov.Imm(asm.R4, int32(ebpf.UpdateNoExist)), // another processor may be faster
 		asm.FnMapUpdateElem.Call(),
 	)
 	code = append(append(code, lookUp()...), asm.JEq.Imm(asm.R0, 0, otherwise))

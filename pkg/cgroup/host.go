@@ -1,4 +1,4 @@
-// Pods in the node's own network: which are let through.
+// hostNetwork pods: which are let through.
 
 package cgroup
 
@@ -13,12 +13,12 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// deepest is the last level of the cgroup tree at which a pod is looked for. Kubernetes puts pods at the second or third, and a
-// kubelet's own root adds a few.
+// deepest is the deepest level of the cgroup tree on which pods are looked for. Kubernetes puts them on the second or third,
+// and a kubelet's own root adds a few.
 const deepest = 10
 
-// hostCalls is the part of a program for calls from the node's network namespace. It goes on, with a verdict in R9, for those of pods that
-// are not let through.
+// hostCalls is the part of a program for calls from the node's network namespace. For pods that are not let through it
+// continues with a verdict in R9.
 func (w wanted) hostCalls() asm.Instructions {
 	if w.host == policy.Allow {
 		return asm.Instructions{asm.Ja.Label("allow")}
@@ -49,10 +49,10 @@ func (w wanted) hostCalls() asm.Instructions {
 	return append(code, asm.Mov.Imm(asm.R9, int32(verdict)).WithSymbol("nobody's"))
 }
 
-// AllowHosts makes the pods in the node's network with these cgroups, by their ids, those that are let through; from then on others
-// are not. It reads back what it has written.
+// AllowHosts sets which hostNetwork pods are let through, by the ids of their cgroups; from then on others are not. It reads
+// back what it has written.
 func AllowHosts(ids []uint64) error {
-	m, err := openPinned("the list of pods in the node's network", allowedPin(), allowedSpec)
+	m, err := openPinned("the list of hostNetwork pods", allowedPin(), allowedSpec)
 	if err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func AllowHosts(ids []uint64) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range want { // those who are to be let through first: listed is the last
+	for _, id := range want { // listed comes last, once everything that is let through is in place
 		if _, there := have[id]; there {
 			continue
 		}
@@ -75,7 +75,7 @@ func AllowHosts(ids []uint64) error {
 			continue
 		}
 		if err := m.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("letting the pod with cgroup %d through no more: %w", id, err)
+			return fmt.Errorf("no longer letting the pod with cgroup %d through: %w", id, err)
 		}
 	}
 	have, err = entries(m)
@@ -84,15 +84,15 @@ func AllowHosts(ids []uint64) error {
 	}
 	for _, id := range want {
 		if _, there := have[id]; !there || len(have) != len(want) {
-			return errors.New("letting pods in the node's network through: somebody else writes to the list")
+			return errors.New("letting hostNetwork pods through: something else writes to the list")
 		}
 	}
 	return nil
 }
 
-// HostsListed reports whether it was said which pods in the node's network are let through, since the node has booted.
+// HostsListed reports whether the list of hostNetwork pods that are let through has been written since the node booted.
 func HostsListed() (bool, error) {
-	m, err := openPinned("the list of pods in the node's network", allowedPin(), allowedSpec)
+	m, err := openPinned("the list of hostNetwork pods", allowedPin(), allowedSpec)
 	if err != nil {
 		return false, err
 	}
@@ -113,16 +113,16 @@ func entries(m *ebpf.Map) (map[uint64]uint64, error) {
 	for all.Next(&key, &value) {
 		found[key] = value
 	}
-	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // written to meanwhile
+	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // aborted: it was written to meanwhile
 		return nil, fmt.Errorf("reading a map: %w", err)
 	}
 	return found, nil
 }
 
-// ForgetHosts removes the list: where all pods are let through nobody keeps it, and it would be wrong the next time.
+// ForgetHosts removes the list: while all pods are let through nobody maintains it, and it would be wrong the next time.
 func ForgetHosts() error {
 	if _, err := remove(allowedPin()); err != nil {
-		return fmt.Errorf("removing the list of pods in the node's network: %w", err)
+		return fmt.Errorf("removing the list of hostNetwork pods: %w", err)
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// calls makes every call of a family from the node's network, in a pod's cgroup.
+// calls makes all of a family's socket calls from the node's network, in a pod's cgroup.
 func (w *world) calls(cgroup string, f imds.Family, want, when string) {
 	w.t.Helper()
 	results, err := w.SocketCallsBy(cgroup, w.Host(), spellings[f]...)
@@ -24,7 +24,7 @@ func (w *world) calls(cgroup string, f imds.Family, want, when string) {
 	}
 }
 
-// host asks for another treatment of pods in the node's network, and has it put in force.
+// host changes the policy for hostNetwork pods, and puts it in force.
 func (w *world) host(h policy.HostNetwork) {
 	w.t.Helper()
 	w.policy = policy.Policy{}.WithHostNetwork(h)
@@ -34,7 +34,7 @@ func (w *world) host(h policy.HostNetwork) {
 	}
 }
 
-// id is a cgroup's, below the pods'.
+// id returns the id of a cgroup below the pods'.
 func (w *world) id(cgroup string) uint64 {
 	w.t.Helper()
 	at, err := os.Open(filepath.Join(w.pods, cgroup))
@@ -56,7 +56,7 @@ func (w *world) allow(ids ...uint64) {
 	}
 }
 
-// counted is what the kernel has counted, by asker.
+// counted returns the kernel's counts, by asker.
 func (w *world) counted() map[Asker]Count {
 	w.t.Helper()
 	var counts []Count
@@ -70,9 +70,9 @@ func (w *world) counted() map[Asker]Count {
 	return by
 }
 
-// With block, a pod in the node's network is refused unless it is let through, at whatever level its cgroup is; but nobody is until
-// somebody has said who is let through. With audit it is served, and counted. Pods of their own network are refused always, and
-// what is below no pods' cgroup never.
+// With block, a hostNetwork pod is refused unless it is let through, on whatever level its cgroup is; but none is refused until
+// the list of those let through has been written. With audit it is served, and counted. Pods with their own network are always
+// refused, and processes below no pod's cgroup never.
 func TestHostNetwork(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -81,7 +81,7 @@ func TestHostNetwork(t *testing.T) {
 		w.calls(cgroup, imds.IPv4, "sent", "without a guard") // and makes the cgroups
 	}
 	w.host(policy.Block)
-	w.must(imds.IPv4, layer.Enforced, "which of them are to be is not known yet")
+	w.must(imds.IPv4, layer.Enforced, "it is not known yet which of them should be")
 	for _, f := range imds.Families {
 		w.calls(one, f, "sent", "before anybody has said who is let through")
 		w.mustAll(w.pod.Namespace, f, "EPERM", "a pod in its own network")
@@ -149,10 +149,10 @@ func TestHostMapsLost(t *testing.T) {
 	w.allow()
 	w.calls("pod1", imds.IPv4, "EPERM", "with the list")
 	for _, loss := range []struct{ how, detail string }{
-		{"rm " + allowedPin(), "the list of pods in the node's network is not pinned"},
-		{"rm " + attemptsPin(), "the count of attempts is not pinned"},
-		{"rm " + newsPin(), "the news of attempts is not pinned"},
-		{"mv " + counterOf(imds.IPv6) + " " + allowedPin(), "the list of pods in the node's network is another map"},
+		{"rm " + allowedPin(), "the list of hostNetwork pods is not pinned"},
+		{"rm " + attemptsPin(), "the map of attempts is not pinned"},
+		{"rm " + newsPin(), "the ring buffer of attempts is not pinned"},
+		{"mv " + counterOf(imds.IPv6) + " " + allowedPin(), "the list of hostNetwork pods is a different map"},
 	} {
 		w.sh("%s", loss.how)
 		w.must(imds.IPv4, layer.Missing, loss.detail)

@@ -1,4 +1,4 @@
-// One family's layer: the look, and the repair of what it found.
+// One family's layer: looking, and repairing what the look found.
 
 package cgroup
 
@@ -25,8 +25,8 @@ const LayerName = "cgroup"
 // States lists every state of the layer.
 var States = layer.States(layer.Auditing)
 
-// Layer is the layer of one family. Every look reads all hooks from what is pinned and from the cgroup. Links that were found
-// in force are held open, so that the loss of a pin opens nothing.
+// Layer is the layer of one family. Every look reads all hooks from the pins and from the cgroup. Links found in force are held
+// open, so that the loss of a pin opens nothing.
 type Layer struct {
 	family    imds.Family
 	given     string
@@ -35,7 +35,7 @@ type Layer struct {
 	refused   count
 }
 
-// New makes the layer of one family for the pods below a cgroup v2 directory; if none is given, it is looked for.
+// New makes the layer of one family for the pods below a cgroup v2 directory; without one, it looks for the directory.
 func New(f imds.Family, podsCgroup string) *Layer {
 	return &Layer{family: f, given: podsCgroup, held: map[hook]link.Link{}}
 }
@@ -48,22 +48,22 @@ type seen struct {
 	directory string
 	wanted    // without the maps
 	missing   []hook
-	why       []string // of each of them
-	left      []hook   // of another mode
-	unlisted  bool     // nobody has said yet which pods in the node's network are let through
+	why       []string // why each of them is missing
+	left      []hook   // left over from another mode
+	unlisted  bool     // it is not known yet which hostNetwork pods are let through
 }
 
-// impossible says why the node can't have the layer.
+// impossible says why the node does not support the layer.
 type impossible struct{ error }
 
-// Look implements guard.Layer. Of the policy, what it says of pods in the node's network makes a difference, and whether anything is to
-// be refused at all: if so, every other pod's sockets are.
+// Look implements guard.Layer. Only two things in the policy matter here: what happens to hostNetwork pods, and whether
+// anything is refused at all. If so, the sockets of all other pods are.
 func (l *Layer) Look(p policy.Policy, _ func(why string)) layer.Finding {
 	r := layer.Reading{State: layer.Enforced, SocketsOnly: true}
 	s, err := l.read(p)
 	r.Place, r.Blocked = l.directory, l.refused.total
 	switch {
-	case errors.As(err, new(impossible)) && len(l.held) == 0: // or it was possible before, and what is gone comes back
+	case errors.As(err, new(impossible)) && len(l.held) == 0: // if it was possible before, what is gone may come back
 		r.State, r.Detail = layer.Unsupported, err.Error()
 		return layer.Finding{Reading: r}
 	case err != nil:
@@ -74,7 +74,7 @@ func (l *Layer) Look(p policy.Policy, _ func(why string)) layer.Finding {
 	case s.auditOnly:
 		r.State = layer.Auditing
 	case s.unlisted:
-		r.Detail = "pods in the node's network are let through: which of them are to be is not known yet"
+		r.Detail = "all hostNetwork pods are let through, because it is not known yet which of them should be"
 	}
 	for _, h := range hooksOf(l.family, s.auditOnly) {
 		if !slices.Contains(s.missing, h) {
@@ -94,11 +94,11 @@ func (l *Layer) read(p policy.Policy) (s seen, err error) {
 	defer at.Close()
 	for _, h := range hooksOf(l.family, true) {
 		if h.watches() && !s.auditOnly && isPinned(l.family, h) {
-			s.left, s.why = append(s.left, h), append(s.why, h.name+": it is of audit mode")
+			s.left, s.why = append(s.left, h), append(s.why, h.name+": it belongs to audit mode")
 		}
 	}
 	m, why := openMaps(l.family, s.host, s.auditOnly)
-	if m == nil { // then no program has the right ones, either
+	if m == nil { // then no program can be using the right ones
 		s.missing, s.why = hooksOf(l.family, s.auditOnly), append(s.why, why)
 		return s, nil
 	}
@@ -129,9 +129,9 @@ func (l *Layer) read(p policy.Policy) (s seen, err error) {
 	return s, nil
 }
 
-// open opens the pods' cgroup, and finds out whether the node can have the layer at all.
+// open opens the pods' cgroup, and finds out whether the node supports the layer at all.
 func (l *Layer) open(s *seen) (at *os.File, err error) {
-	// It is looked for again only when it is gone, or has no pods any more: a large node has thousands of directories.
+	// It is searched for again only when it is gone or has no pods any more: a large node has thousands of directories.
 	if l.directory == "" || isCgroup2(l.directory) != nil || isEmpty(l.directory) {
 		found, err := find(l.given)
 		if err != nil {
@@ -147,13 +147,13 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Programs of this kind need both, and CAP_SYS_ADMIN is both (kernel/bpf/syscall.c, bpf_prog_load).
+	// Programs of this kind need both, and CAP_SYS_ADMIN implies both (kernel/bpf/syscall.c, bpf_prog_load).
 	if !own.Has(unix.CAP_SYS_ADMIN) && !(own.Has(unix.CAP_BPF) && own.Has(unix.CAP_NET_ADMIN)) {
-		return nil, impossible{errors.New("the agent has no CAP_BPF, or no CAP_NET_ADMIN")}
+		return nil, impossible{errors.New("the agent lacks CAP_BPF or CAP_NET_ADMIN")}
 	}
 	s.names = own.Has(unix.CAP_SYS_ADMIN) || own.Has(unix.CAP_PERFMON)
 	if s.node, err = nodeCookie(); errors.Is(err, unix.ENOPROTOOPT) {
-		return nil, impossible{errors.New("the kernel does not tell network namespaces apart (SO_NETNS_COOKIE, Linux 5.14)")}
+		return nil, impossible{errors.New("the kernel can't tell network namespaces apart (SO_NETNS_COOKIE, Linux 5.14)")}
 	} else if err != nil {
 		return nil, err
 	}
@@ -164,12 +164,12 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 		at.Close()
 		return nil, err
 	}
-	_, _, err = attached(at, ebpf.AttachCGroupInet4Connect) // the library does not tell one error from another
+	_, _, err = attached(at, ebpf.AttachCGroupInet4Connect) // the library does not distinguish the errors
 	switch {
 	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS):
 		err = impossible{errors.New("the kernel has no BPF for cgroups (CONFIG_CGROUP_BPF)")}
 	case err != nil:
-		err = fmt.Errorf("asking the cgroup for its programs: %w", err)
+		err = fmt.Errorf("listing the cgroup's programs: %w", err)
 	default:
 		return at, nil
 	}
@@ -177,7 +177,7 @@ func (l *Layer) open(s *seen) (at *os.File, err error) {
 	return nil, err
 }
 
-// hold keeps a link that is in force, in the place of the one before.
+// hold keeps a link that is in force, in place of the previous one.
 func (l *Layer) hold(h hook, pinned link.Link) {
 	if before := l.held[h]; before != nil {
 		before.Close()
@@ -189,7 +189,7 @@ func (l *Layer) hold(h hook, pinned link.Link) {
 func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 	s, ok := f.Plan.(seen)
 	if !ok {
-		return errors.New("repairing the cgroup layer: the finding is not one of its looks")
+		return errors.New("repairing the cgroup layer: the finding is not its own")
 	}
 	if err := l.put(s); err != nil {
 		return fmt.Errorf("repairing the cgroup layer: %w", err)
@@ -224,7 +224,7 @@ func (l *Layer) put(s seen) error {
 		}
 	}
 	for _, h := range s.left {
-		_, err := remove(beginningsPin()) // first: no request is to stay in memory that nobody looks at
+		_, err := remove(beginningsPin()) // first: no request may stay in memory that nobody reads
 		errs = append(errs, err)
 		_, err = removeHook(l.family, h)
 		errs = append(errs, err)
@@ -232,7 +232,7 @@ func (l *Layer) put(s seen) error {
 	return errors.Join(errs...)
 }
 
-// alive returns the link that is at the right cgroup, held or pinned, if there is one.
+// alive returns a link, held or pinned, that is attached to the right cgroup, if there is one.
 func (l *Layer) alive(h hook, at *os.File) link.Link {
 	fits := func(candidate link.Link) bool {
 		is, err := candidate.Info()
@@ -252,7 +252,7 @@ func (l *Layer) alive(h hook, at *os.File) link.Link {
 	return pinned
 }
 
-// count adds up the calls that were refused, over the making anew of the counter.
+// count adds up the refused calls across recreations of the counter.
 type count struct {
 	total, last uint64
 	of          ebpf.MapID
@@ -265,7 +265,7 @@ func (c *count) read(counter *ebpf.Map) error {
 	}
 	is, err := counter.Info()
 	if err != nil {
-		return fmt.Errorf("asking for the counter: %w", err)
+		return fmt.Errorf("inspecting the counter: %w", err)
 	}
 	id, _ := is.ID()
 	if id != c.of {

@@ -60,7 +60,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// What is lost is seen and put back; while somebody holds the links, the loss of a pin opens nothing.
+// What is lost is noticed and put back; while the links are held open, the loss of a pin opens nothing.
 func TestLost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -76,7 +76,7 @@ func TestLost(t *testing.T) {
 			{"rm -r " + pins(), "the counter is not pinned"},
 			{
 				fmt.Sprintf("mv %s %s", pinOf(f, second, "program"), pinOf(f, first, "program")),
-				first.name + ": its program is another one; " + second.name + ": its program is not pinned",
+				first.name + ": its program is a different one; " + second.name + ": its program is not pinned",
 			},
 			{fmt.Sprintf("mv %s %s", pinOf(f, second, "link"), pinOf(f, first, "link")), first.name + ": its link is not attached there"},
 			{fmt.Sprintf("mv %s %s", counterOf(f), pinOf(f, first, "link")), "the counter is not pinned"},
@@ -94,7 +94,7 @@ func TestLost(t *testing.T) {
 	}
 }
 
-// A link that somebody has detached is found and another put in its place.
+// A detached link is noticed and replaced.
 func TestDetached(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -137,7 +137,7 @@ func TestOutlivesTheAgent(t *testing.T) {
 	}
 }
 
-// The programs of another version are replaced in their links, without one call in between that is let through.
+// The programs of another version are replaced in their links, without letting a single call through in between.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -204,7 +204,7 @@ func TestUpgrade(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.letGo() // the old version's agent ends
-		w.must(f, layer.Missing, "connect4: its program is another one")
+		w.must(f, layer.Missing, "connect4: its program is a different one")
 		w.repair(f)
 		w.must(f, layer.Enforced, "")
 	}
@@ -213,7 +213,7 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// Neither a program of a container's own, nor a cgroup further down, nor a namespace of its own gets a pod out of it.
+// A pod can't escape with a program of its own, a cgroup further down, or a cgroup namespace of its own.
 func TestNoEscape(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -246,8 +246,8 @@ func TestNoEscape(t *testing.T) {
 
 func isNot(want string) func(string) bool { return func(s string) bool { return s != want } }
 
-// A socket is of the cgroup in which it was made, whoever has it: one of a pod's stays refused, and one that somebody outside of the
-// pods has made for a pod is not.
+// A socket belongs to the cgroup in which it was made, whoever uses it: a pod's stays refused, and one that a process outside
+// of the pods made for a pod is not.
 func TestPassedOn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -297,7 +297,7 @@ func TestPassedOn(t *testing.T) {
 	}
 }
 
-// Where it can't be had, it says why, and a directory that was given and is not there is no such case.
+// Where the layer is not supported, it says why. A configured directory that doesn't exist is not such a case.
 func TestNotToBeHad(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -313,15 +313,15 @@ func TestNotToBeHad(t *testing.T) {
 	w.layers[imds.IPv4] = New(imds.IPv4, "/sys/fs/cgroup/no/such/cgroup")
 	w.must(imds.IPv4, layer.Unknown, "no such file or directory")
 	w.layers[imds.IPv4] = New(imds.IPv4, "/tmp")
-	w.must(imds.IPv4, layer.Unknown, "/tmp is in no cgroup v2")
+	w.must(imds.IPv4, layer.Unknown, "/tmp is not in a cgroup v2")
 	err := w.layers[imds.IPv4].Repair(policy.Policy{}, layer.Finding{})
-	if err == nil || !strings.Contains(err.Error(), "not one of its looks") {
+	if err == nil || !strings.Contains(err.Error(), "the finding is not its own") {
 		t.Errorf("repairing what nobody looked at: %v", err)
 	}
 }
 
-// The directory is found by the names that the kubelet's drivers give it, also below a root of its own. Of several the one in
-// use is taken, and of several in use none.
+// The directory is found under the names that the kubelet's drivers use, also below a cgroupRoot. Of several, the one in use is
+// taken; if several are in use, none is.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -359,7 +359,7 @@ func TestFind(t *testing.T) {
 		t.Errorf("beside an empty one: %q, %v", found, err)
 	}
 	live("kubepods.slice/pod2")
-	if found, err := findBelow([]string{root}); err == nil || !strings.Contains(err.Error(), "may be the pods' cgroup; name one by --pods-cgroup") {
+	if found, err := findBelow([]string{root}); err == nil || !strings.Contains(err.Error(), "may be the pods' cgroup; choose one with --pods-cgroup") {
 		t.Errorf("with two in use: %q, %v", found, err)
 	}
 	if _, err := findBelow([]string{"/tmp"}); err == nil || !strings.Contains(err.Error(), "no cgroup v2 is mounted") {
@@ -399,7 +399,7 @@ func TestOddPins(t *testing.T) {
 	w.sh("test ! -e %s", pins())
 }
 
-// A program of somebody's further up, which one of ours would replace for all pods, is left in force.
+// A foreign program further up, which one of ours would replace for all pods, is left in force.
 func TestOverriding(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -426,7 +426,7 @@ func TestOverriding(t *testing.T) {
 		l := w.layers[imds.IPv4]
 		return l.Repair(policy.Policy{}, l.Look(policy.Policy{}, nil))
 	})
-	if err == nil || !strings.Contains(err.Error(), "connect4 to "+w.pods+"/pod1: somebody's program at "+w.pods+" would be switched off") {
+	if err == nil || !strings.Contains(err.Error(), "connect4 to "+w.pods+"/pod1: another program at "+w.pods+" would be switched off") {
 		t.Errorf("beside a program that can be overridden: %v", err)
 	}
 	w.must(imds.IPv4, layer.Missing, "connect4: no link is pinned")
@@ -435,8 +435,7 @@ func TestOverriding(t *testing.T) {
 	}
 }
 
-// Cleanup leaves nothing of ours and everything of others; twice is fine, and an agent that still holds the links is no reason
-// to leave them.
+// Cleanup removes everything of ours and nothing of others'. It can be repeated, and works even while an agent holds the links.
 func TestCleanup(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -1,4 +1,4 @@
-// What the programs read and count in, which is pinned as well.
+// The maps that the programs read and count in; they are pinned as well.
 
 package cgroup
 
@@ -17,12 +17,12 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// mostPods is how many pods a map has room for. A node has at most 737 pods on EKS
-// (awslabs/amazon-eks-ami, eni-max-pods.txt), and a pod that is gone makes room only when the next list is written.
+// mostPods is how many pods a map has room for. A node on EKS has at most 737 pods (awslabs/amazon-eks-ami, eni-max-pods.txt),
+// and the entry of a pod that is gone stays until the next list is written.
 const mostPods = 4096
 
-// mostAskers is how many the count has room for. Before Linux 6.16 (commit d4adf1c9ee77) each processor kept 128 entries to itself, and one
-// that came too late for its share forgot whom it had counted at once.
+// mostAskers is how many askers the map has room for. Before Linux 6.16 (commit d4adf1c9ee77) each processor reserved 128
+// entries for itself, and one that got no share immediately evicted the entry it had just counted.
 func mostAskers() uint32 {
 	processors, err := ebpf.PossibleCPU()
 	if err != nil {
@@ -37,7 +37,7 @@ const (
 	beginningsSize = 1 << 18
 )
 
-// The kinds of map. Of refused each family has one; the others are both families'.
+// The kinds of map. Each family has its own refused; both families share the others.
 var (
 	refusedSpec    = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
 	attemptsSpec   = ebpf.MapSpec{Name: "imds_guard", Type: ebpf.LRUHash, KeySize: keySize, ValueSize: valueSize, MaxEntries: mostAskers()}
@@ -56,22 +56,22 @@ func beginningsPin() string { return filepath.Join(pins(), "requests") }
 
 func allowedPin() string { return filepath.Join(pins(), "host-allowed") }
 
-// maps are those of a family's programs.
+// maps are the maps of a family's programs.
 type maps struct {
 	// refused counts the calls that were refused, under the only key.
 	refused *ebpf.Map
-	// attempts counts the attempts by who has made them, news tells of some, and beginnings, in audit mode, has the beginnings of
-	// requests: see Attempt. The last is nil in another mode.
+	// attempts counts attempts by asker, news carries events about some of them and, in audit mode, beginnings carries the
+	// beginnings of requests: see Attempt. The last is nil in enforce mode.
 	attempts, news, beginnings *ebpf.Map
-	// allowed has the ids of the cgroups of those pods in the node's network that are let through, and listed, if that is known. It is
-	// nil if all are let through.
+	// allowed has the ids of the cgroups of hostNetwork pods that are let through and, once that is known, listed. It is nil if
+	// all are let through.
 	allowed *ebpf.Map
 }
 
-// listed is a key of allowed that no cgroup has: with it, who is not in the list is not let through.
+// listed is a key of allowed that no cgroup has: if it is there, pods that are not in the list are not let through.
 const listed = uint64(0)
 
-// mapPin is one of them, with what it is called for a person, and where it is.
+// mapPin is one map, with its name for messages and its pin.
 type mapPin struct {
 	to   **ebpf.Map
 	name string
@@ -79,23 +79,23 @@ type mapPin struct {
 	spec ebpf.MapSpec
 }
 
-// wanted lists those that a policy asks for.
+// wanted lists the maps that a policy needs.
 func (m *maps) wanted(f imds.Family, h policy.HostNetwork, auditOnly bool) []mapPin {
 	list := []mapPin{
 		{&m.refused, "the counter", counterOf(f), refusedSpec},
-		{&m.attempts, "the count of attempts", attemptsPin(), attemptsSpec},
-		{&m.news, "the news of attempts", newsPin(), newsSpec},
+		{&m.attempts, "the map of attempts", attemptsPin(), attemptsSpec},
+		{&m.news, "the ring buffer of attempts", newsPin(), newsSpec},
 	}
 	if h != policy.Allow {
-		list = append(list, mapPin{&m.allowed, "the list of pods in the node's network", allowedPin(), allowedSpec})
+		list = append(list, mapPin{&m.allowed, "the list of hostNetwork pods", allowedPin(), allowedSpec})
 	}
 	if auditOnly {
-		list = append(list, mapPin{&m.beginnings, "the beginnings of requests", beginningsPin(), beginningsSpec})
+		list = append(list, mapPin{&m.beginnings, "the ring buffer of requests", beginningsPin(), beginningsSpec})
 	}
 	return list
 }
 
-// of lists those that a hook's program uses.
+// of lists the maps that a hook's program uses.
 func (m *maps) of(h hook) []*ebpf.Map {
 	if h.watches() {
 		return []*ebpf.Map{m.attempts, m.beginnings}
@@ -111,13 +111,13 @@ func (m *maps) close() {
 	}
 }
 
-// are reports whether a hook's are the maps with the given ids.
+// are reports whether a hook's maps are those with the given ids.
 func (m *maps) are(h hook, ids []ebpf.MapID) (bool, error) {
 	all := m.of(h)
 	for _, one := range all {
 		is, err := one.Info()
 		if err != nil {
-			return false, fmt.Errorf("asking for a map: %w", err)
+			return false, fmt.Errorf("inspecting a map: %w", err)
 		}
 		if id, _ := is.ID(); !slices.Contains(ids, id) {
 			return false, nil
@@ -126,7 +126,7 @@ func (m *maps) are(h hook, ids []ebpf.MapID) (bool, error) {
 	return len(ids) == len(all), nil
 }
 
-// openMaps opens those that are pinned, or says what is missing.
+// openMaps opens the pinned maps, or says what is missing.
 func openMaps(f imds.Family, h policy.HostNetwork, auditOnly bool) (m *maps, why string) {
 	m = &maps{}
 	for _, p := range m.wanted(f, h, auditOnly) {
@@ -138,7 +138,7 @@ func openMaps(f imds.Family, h policy.HostNetwork, auditOnly bool) (m *maps, why
 	return m, ""
 }
 
-// openMap opens one, or says why there is none. Whatever else is there is none.
+// openMap opens one map, or says why there is none. Anything else in its place counts as none.
 func openMap(what, path string, spec ebpf.MapSpec) (m *ebpf.Map, why string) {
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	switch {
@@ -148,15 +148,15 @@ func openMap(what, path string, spec ebpf.MapSpec) (m *ebpf.Map, why string) {
 		return nil, fmt.Sprintf("%s can't be opened: %v", what, err)
 	case m.Type() != spec.Type || m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize || m.MaxEntries() != spec.MaxEntries || m.Flags() != spec.Flags:
 		m.Close()
-		return nil, what + " is another map"
+		return nil, what + " is a different map"
 	}
 	return m, ""
 }
 
-// making keeps the two families from making the maps that they share twice.
+// making keeps the two families from both creating the maps that they share.
 var making sync.Mutex
 
-// makeMaps makes those that are missing, and pins them.
+// makeMaps creates the missing maps, and pins them.
 func makeMaps(f imds.Family, h policy.HostNetwork, auditOnly bool) (m *maps, err error) {
 	making.Lock()
 	defer making.Unlock()

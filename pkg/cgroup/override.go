@@ -1,4 +1,4 @@
-// Whether a program of ours would switch off another's.
+// Whether one of our programs would switch off somebody else's.
 
 package cgroup
 
@@ -12,31 +12,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// overrides says which cgroup above has a program that a program below replaces, for everybody below: one that was attached
-// with BPF_F_ALLOW_OVERRIDE (kernel/bpf/cgroup.c, compute_effective_progs). It is others', and may refuse or redirect, too.
+// overrides returns an error if a cgroup above has a program that a program below it replaces for everything below: one
+// attached with BPF_F_ALLOW_OVERRIDE (kernel/bpf/cgroup.c, compute_effective_progs). Such a program is not ours, and may itself
+// refuse or redirect.
 func overrides(at *os.File, hook ebpf.AttachType) error {
 	for directory := filepath.Dir(at.Name()); isCgroup2(directory) == nil; directory = filepath.Dir(directory) {
 		above, err := os.Open(directory)
 		if err != nil {
-			return fmt.Errorf("opening the cgroup above: %w", err)
+			return fmt.Errorf("opening the parent cgroup: %w", err)
 		}
 		programs, flags, err := attached(above, hook)
 		above.Close()
 		if err != nil {
-			return fmt.Errorf("asking %s for its programs: %w", directory, err)
+			return fmt.Errorf("listing the programs of %s: %w", directory, err)
 		}
 		if programs > 0 && flags&unix.BPF_F_ALLOW_MULTI == 0 {
-			return fmt.Errorf("somebody's program at %s would be switched off for all pods: it was attached without BPF_F_ALLOW_MULTI", directory)
+			return fmt.Errorf("another program at %s would be switched off for all pods: it was attached without BPF_F_ALLOW_MULTI", directory)
 		}
 		if programs > 0 {
-			return nil // what is above that one is not in force here
+			return nil // programs further up are not in force here
 		}
 	}
 	return nil
 }
 
-// attached asks how many programs are at a cgroup's hook, and how others may be attached there. The library does not tell the
-// latter.
+// attached returns how many programs are attached to a cgroup's hook, and with which flags. The library does not report the
+// flags.
 func attached(at *os.File, hook ebpf.AttachType) (programs, flags uint32, err error) {
 	// The part for BPF_PROG_QUERY of union bpf_attr (include/uapi/linux/bpf.h).
 	query := struct {

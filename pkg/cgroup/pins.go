@@ -1,4 +1,4 @@
-// What is pinned in bpffs: programs and links.
+// The programs and links pinned in bpffs.
 
 package cgroup
 
@@ -20,11 +20,11 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// bpffses are where bpffs may be mounted: where the manifests put the node's, and on the node. (In a container, AppArmor's usual
-// profile keeps /sys/fs/bpf from being written.)
+// bpffses are where bpffs may be mounted: where the manifests mount the node's, and its usual place. (In a container, the usual
+// AppArmor profile forbids writing to /sys/fs/bpf.)
 var bpffses = []string{"/host/sys/fs/bpf", "/sys/fs/bpf"}
 
-// bpffs is the one that there is, or else the node's usual one.
+// bpffs returns the one that exists, or else the usual one.
 func bpffs() string {
 	for _, path := range bpffses {
 		if isBPFFS(path) {
@@ -34,14 +34,15 @@ func bpffs() string {
 	return bpffses[len(bpffses)-1]
 }
 
-// pins is the directory in it of which everything is ours. (A name in bpffs has no dots: kernel/bpf/inode.c, bpf_lookup.)
+// pins returns the directory in bpffs that holds only our pins. (Names in bpffs can't contain dots: kernel/bpf/inode.c,
+// bpf_lookup.)
 func pins() string { return filepath.Join(bpffs(), "imds-guard") }
 
 func pinOf(f imds.Family, h hook, what string) string {
 	return filepath.Join(pins(), fmt.Sprintf("%s-%s-%s", f, h.name, what))
 }
 
-// isPinned reports whether something is left of a hook that watches, or of what it has shown.
+// isPinned reports whether anything is left of a hook that watches, or of what it has recorded.
 func isPinned(f imds.Family, h hook) bool {
 	for _, path := range []string{pinOf(f, h, "link"), pinOf(f, h, "program"), beginningsPin()} {
 		if _, err := os.Lstat(path); err == nil {
@@ -51,14 +52,13 @@ func isPinned(f imds.Family, h hook) bool {
 	return false
 }
 
-// readHook says why a hook is not in force at a cgroup; empty if it is. The link that is pinned is returned open, if there is
-// one.
+// readHook says why a hook is not in force at a cgroup; empty if it is. It returns the pinned link open, if there is one.
 func readHook(h hook, at *os.File, w wanted) (pinned link.Link, why string, err error) {
 	pinned, err = link.LoadPinnedLink(pinOf(w.family, h, "link"), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "no link is pinned", nil
 	}
-	if err != nil { // something else, in a place of ours: there is no link
+	if err != nil { // something else is in our place, so there is no link
 		return nil, fmt.Sprintf("its link can't be opened: %v", err), nil
 	}
 	why, err = judgeHook(h, at, w, pinned)
@@ -71,7 +71,7 @@ func readHook(h hook, at *os.File, w wanted) (pinned link.Link, why string, err 
 func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err error) {
 	is, err := pinned.Info()
 	if err != nil {
-		return "", fmt.Errorf("asking for the link: %w", err)
+		return "", fmt.Errorf("inspecting the link: %w", err)
 	}
 	if !h.isAt(at, is) {
 		return "its link is not attached there", nil
@@ -86,7 +86,7 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 	defer program.Close()
 	runs, err := program.Info()
 	if err != nil {
-		return "", fmt.Errorf("asking for the program: %w", err)
+		return "", fmt.Errorf("inspecting the program: %w", err)
 	}
 	id, _ := runs.ID()
 	whole, err := isWhole(h.program(w).Instructions, runs.Tag)
@@ -102,12 +102,12 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 		return "", err
 	}
 	if id != is.Program || !whole || !same {
-		return "its program is another one", nil
+		return "its program is a different one", nil
 	}
-	// What is attached is said by the cgroup itself.
+	// Only the cgroup itself can say what is attached.
 	attached, err := link.QueryPrograms(link.QueryOptions{Target: int(at.Fd()), Attach: h.at})
 	if err != nil {
-		return "", fmt.Errorf("asking the cgroup for its programs: %w", err)
+		return "", fmt.Errorf("listing the cgroup's programs: %w", err)
 	}
 	if !slices.ContainsFunc(attached.Programs, func(p link.AttachedProgram) bool { return p.ID == id }) {
 		return "its program is not attached there", nil
@@ -115,18 +115,18 @@ func judgeHook(h hook, at *os.File, w wanted, pinned link.Link) (why string, err
 	return "", nil
 }
 
-// isAt reports whether a link is attached at a cgroup, for this hook.
+// isAt reports whether a link is attached to a cgroup, for this hook.
 func (h hook) isAt(at *os.File, is *link.Info) bool {
 	id, err := idOf(at)
 	cg := is.Cgroup()
 	return err == nil && cg != nil && cg.CgroupId == id && ebpf.AttachType(cg.AttachType) == h.at
 }
 
-// isWhole compares code with the tag that the kernel has calculated for a program: the hash of its instructions, whatever the
-// descriptors in them (kernel/bpf/core.c, bpf_prog_calc_tag).
+// isWhole compares code with the tag that the kernel calculated for a program: the hash of its instructions without their file
+// descriptors (kernel/bpf/core.c, bpf_prog_calc_tag).
 func isWhole(code asm.Instructions, tag string) (bool, error) {
 	order := binary.LittleEndian // as on every platform of EKS
-	// It fills in where the jumps lead.
+	// Marshal resolves the jump targets.
 	if err := code.Marshal(io.Discard, order); err != nil {
 		return false, fmt.Errorf("assembling the program: %w", err)
 	}
@@ -137,8 +137,8 @@ func isWhole(code asm.Instructions, tag string) (bool, error) {
 	return whole, nil
 }
 
-// putHook puts a hook in force. A link that is at the right cgroup already, alive, gets the program at one stroke; else
-// another is made, before the old one is let go.
+// putHook puts a hook in force. A live link at the right cgroup gets the program atomically; otherwise a new link is made
+// before the old one is released.
 func putHook(h hook, at *os.File, w wanted, alive link.Link) (link.Link, error) {
 	program, err := ebpf.NewProgram(h.program(w))
 	if err != nil {
@@ -169,7 +169,7 @@ func putHook(h hook, at *os.File, w wanted, alive link.Link) (link.Link, error) 
 	return l, nil
 }
 
-// pin pins something that was not pinned yet, in the place of whatever is there and at one stroke: what it replaces may be all
+// pin pins something that is not pinned yet, atomically replacing whatever is there: what it replaces may be the only thing
 // that holds a link.
 func pin(what interface{ Pin(path string) error }, path string) error {
 	next := path + "-new"
@@ -179,7 +179,7 @@ func pin(what interface{ Pin(path string) error }, path string) error {
 	if err := what.Pin(next); err != nil {
 		return err
 	}
-	if is, err := os.Lstat(path); err == nil && is.IsDir() { // nothing of ours, and in the way
+	if is, err := os.Lstat(path); err == nil && is.IsDir() { // not ours, and in the way
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
@@ -187,8 +187,8 @@ func pin(what interface{ Pin(path string) error }, path string) error {
 	return os.Rename(next, path)
 }
 
-// forget returns the same link without the place where the library remembers it to be pinned, right or wrong: it would not pin
-// it there again.
+// forget returns the same link without the library's memory of where it is pinned, right or wrong: otherwise the library would
+// not pin it there again.
 func forget(l link.Link) (link.Link, error) {
 	of, ok := l.(interface{ FD() int })
 	if !ok {

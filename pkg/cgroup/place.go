@@ -1,4 +1,4 @@
-// Where pods are: the cgroup v2 directory below which each pod has its own.
+// The pods' place: the cgroup v2 directory below which each pod has its own.
 
 package cgroup
 
@@ -14,15 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// roots are where the node's cgroup v2 may be mounted: where the manifests put it, on a node with cgroup v2 alone, and beside
+// roots are where the node's cgroup v2 may be mounted: where the manifests mount it, on a node with only cgroup v2, and beside
 // cgroup v1.
 var roots = []string{"/host/sys/fs/cgroup", "/sys/fs/cgroup", "/host/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified"}
 
-// names are those of the directory for pods, by the kubelet's driver: systemd, cgroupfs, and systemd with a `cgroupRoot`
-// (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
+// names are the possible names of the directory for pods, depending on the kubelet's driver: systemd, cgroupfs, and systemd
+// with a `cgroupRoot` (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
 var names = []string{"kubepods.slice", "kubepods", "*-kubepods.slice"}
 
-// find returns the directory. given is the user's word for it; empty, it is looked for, also below a kubelet's `cgroupRoot`.
+// find returns the directory. given is what the user configured; if it is empty, the directory is searched for, also below a
+// kubelet's `cgroupRoot`.
 func find(given string) (string, error) {
 	if given != "" {
 		if err := isCgroup2(given); err != nil {
@@ -33,8 +34,9 @@ func find(given string) (string, error) {
 	return findBelow(roots)
 }
 
-// findBelow takes the first root with such a directory. Of several in it, the one that has processes: another may be left from
-// another driver, or be a kubelet's in a container. Which of two is right, nobody can tell.
+// findBelow takes the first root that has such a directory. If there are several in it, it takes the one that has processes:
+// another may be left over from another driver, or belong to a kubelet in a container. If two have processes, there is no way
+// to tell which is right.
 func findBelow(roots []string) (string, error) {
 	mounted := false
 	for _, root := range roots {
@@ -62,17 +64,17 @@ func findBelow(roots []string) (string, error) {
 		case 1:
 			return found[0], nil
 		default:
-			return "", fmt.Errorf("each of %s may be the pods' cgroup; name one by --pods-cgroup", strings.Join(found, ", "))
+			return "", fmt.Errorf("each of %s may be the pods' cgroup; choose one with --pods-cgroup", strings.Join(found, ", "))
 		}
 	}
 	if !mounted {
 		return "", impossible{errors.New("no cgroup v2 is mounted")}
 	}
-	return "", impossible{fmt.Errorf("no cgroup v2 directory of pods (%s or %s) was found; if there is one, name it by --pods-cgroup",
+	return "", impossible{fmt.Errorf("no cgroup v2 directory for pods (%s or %s) was found; if there is one, give it with --pods-cgroup",
 		names[0], names[1])}
 }
 
-// isEmpty reports that no process is in a cgroup or below (cgroup.events, Documentation/admin-guide/cgroup-v2.rst).
+// isEmpty reports that there is no process in a cgroup or below it (cgroup.events, Documentation/admin-guide/cgroup-v2.rst).
 func isEmpty(directory string) bool {
 	events, err := os.ReadFile(filepath.Join(directory, "cgroup.events"))
 	return err == nil && strings.Contains(string(events), "populated 0")
@@ -84,12 +86,12 @@ func isCgroup2(directory string) error {
 		return &fs.PathError{Op: "statfs", Path: directory, Err: err}
 	}
 	if s.Type != unix.CGROUP2_SUPER_MAGIC {
-		return fmt.Errorf("%s is in no cgroup v2", directory)
+		return fmt.Errorf("%s is not in a cgroup v2 hierarchy", directory)
 	}
 	return nil
 }
 
-// idOf is the cgroup's id: its directory's inode (kernel/cgroup, kernfs on 64 bits).
+// idOf returns the cgroup's id: its directory's inode (kernel/cgroup, kernfs on 64 bits).
 func idOf(directory *os.File) (uint64, error) {
 	var s unix.Stat_t
 	if err := unix.Fstat(int(directory.Fd()), &s); err != nil {
@@ -98,7 +100,8 @@ func idOf(directory *os.File) (uint64, error) {
 	return s.Ino, nil
 }
 
-// nodeCookie names the node's network namespace, which must be that of the calling thread (SO_NETNS_COOKIE, Linux 5.14).
+// nodeCookie returns the cookie of the node's network namespace, which must be that of the calling thread (SO_NETNS_COOKIE,
+// Linux 5.14).
 func nodeCookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

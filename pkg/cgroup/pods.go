@@ -13,12 +13,13 @@ import (
 	"syscall"
 )
 
-// podName is the name of a pod's cgroup, by the kubelet's driver: `pod` and the UID for cgroupfs, `kubepods-burstable-pod`, the UID
-// with underscores for dashes, and `.slice` for systemd (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
+// podName matches the name of a pod's cgroup, which depends on the kubelet's driver: `pod` and the UID for cgroupfs; for
+// systemd `kubepods-burstable-pod`, the UID with underscores for dashes, and `.slice` (kubernetes,
+// pkg/kubelet/cm/cgroup_manager_linux.go).
 var podName = regexp.MustCompile(`^(?:.*-)?pod([0-9a-f]{8}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{4}[-_]?[0-9a-f]{12})(?:\.slice)?$`)
 
-// Pods returns the ids of the cgroups of all pods below a directory, by the pods' UIDs. What is in a pod is the pod's, whatever the pod has
-// called it.
+// Pods returns the ids of the cgroups of all pods below a directory, by the pods' UIDs. Cgroups inside a pod belong to that
+// pod, whatever they are called.
 func Pods(directory string) (ids map[string]uint64, err error) {
 	ids = map[string]uint64{}
 	err = walk(directory, func(path string, id uint64) error {
@@ -42,11 +43,11 @@ func podOf(name string) (uid string) {
 	return ""
 }
 
-// walk visits the cgroups below a directory, to the deepest level at which pods are looked for, each with its id. visit returns what a
-// [fs.WalkDirFunc] does.
+// walk visits the cgroups below a directory, each with its id, down to the deepest level on which pods are looked for. visit
+// returns what a [fs.WalkDirFunc] does.
 func walk(directory string, visit func(path string, id uint64) error) error {
 	return filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) && path != directory { // it has gone meanwhile
+		if errors.Is(err, fs.ErrNotExist) && path != directory { // removed meanwhile
 			return nil
 		}
 		if err != nil || !entry.IsDir() || path == directory {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// A pod's UID is in its cgroup's name, by both drivers, in each class of service, with a root of the kubelet's own, and for a static
+// A pod's UID is found in its cgroup's name, with both drivers, in each QoS class, below a kubelet's own root, and for a static
 // pod, whose UID has no dashes.
 func TestPodOfName(t *testing.T) {
 	const uid = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
@@ -29,8 +29,8 @@ func TestPodOfName(t *testing.T) {
 	}
 }
 
-// Pods are found at both levels; what is in one is the pod's, also a cgroup that it has given another pod's name: else a privileged pod could
-// be let through as that one, or ask in its name.
+// Pods are found on both levels. Whatever is inside a pod's cgroup belongs to that pod, even a cgroup that it has given another
+// pod's name: otherwise a privileged pod could be let through as that pod, or ask in its name.
 func TestPodsBelow(t *testing.T) {
 	directory := t.TempDir()
 	const one, two = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"

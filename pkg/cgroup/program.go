@@ -13,20 +13,21 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// hook is a place in the kernel where a program of ours is asked about a socket call, or is shown a packet.
+// hook is a place in the kernel where one of our programs decides on a socket call, or sees a packet.
 type hook struct {
-	// name is in the pins' names, the log and `check`.
+	// name appears in the pins' names, the log and `check`.
 	name string
 	at   ebpf.AttachType
-	// mapped: the address is looked for in its IPv4-mapped spelling. The kernel asks IPv6's hook when that is connected to
-	// (net/ipv6/tcp_ipv6.c, tcp_v6_pre_connect), and IPv4's when it is sent to (net/ipv6/udp.c, udpv6_sendmsg).
+	// mapped: the program compares the IPv4-mapped form of the address. The kernel calls the IPv6 hook when such an address is
+	// connected to (net/ipv6/tcp_ipv6.c, tcp_v6_pre_connect), and the IPv4 hook when it is sent to (net/ipv6/udp.c,
+	// udpv6_sendmsg).
 	mapped bool
 }
 
-// watches: the program sees packets leave, and stops none.
+// watches reports whether the program only watches packets leave, and stops none.
 func (h hook) watches() bool { return h.at == ebpf.AttachCGroupInetEgress }
 
-// hooksOf lists a family's under a policy.
+// hooksOf lists a family's hooks under a policy.
 func hooksOf(f imds.Family, auditOnly bool) []hook {
 	hooks := []hook{
 		{"connect4", ebpf.AttachCGroupInet4Connect, false},
@@ -42,7 +43,7 @@ func hooksOf(f imds.Family, auditOnly bool) []hook {
 	return hooks
 }
 
-// Hooks names a family's, for a person.
+// Hooks lists the names of a family's hooks, for people.
 func Hooks(f imds.Family, auditOnly bool) (names []string) {
 	for _, h := range hooksOf(f, auditOnly) {
 		names = append(names, h.name)
@@ -50,8 +51,8 @@ func Hooks(f imds.Family, auditOnly bool) (names []string) {
 	return names
 }
 
-// Where struct bpf_sock_addr has the address that is connected or sent to, in network byte order, and the socket; and where struct
-// bpf_sock has the socket's mark (include/uapi/linux/bpf.h).
+// The offsets in struct bpf_sock_addr of the address that is connected or sent to, in network byte order, and of the socket;
+// and the offset in struct bpf_sock of the socket's mark (include/uapi/linux/bpf.h).
 const (
 	userIP4  = 4
 	userIP6  = 8
@@ -59,11 +60,11 @@ const (
 	sockMark = 16
 )
 
-// probeMark is the mark (SO_MARK) of a socket that is refused in the node's own network namespace, too: that of Ask. It takes
-// CAP_NET_ADMIN or CAP_NET_RAW, and nobody else has a reason to choose it.
+// probeMark is the mark (SO_MARK) of Ask's socket, which is refused even in the node's own network namespace. Setting a mark
+// needs CAP_NET_ADMIN or CAP_NET_RAW, and nobody else has a reason to choose this one.
 const probeMark = 0x494d4453
 
-// where returns the words of the address, as the hook sees them, and where the first one is.
+// where returns the words of the address as the hook sees them, and the offset of the first.
 func (h hook) where(address netip.Addr) (words []uint32, offset int16) {
 	bytes, offset := address.AsSlice(), int16(userIP4)
 	if address.Is6() || h.mapped {
@@ -76,25 +77,25 @@ func (h hook) where(address netip.Addr) (words []uint32, offset int16) {
 	return words, offset
 }
 
-// wanted is what a family's programs are to do, and with which maps.
+// wanted is what a family's programs should do, and with which maps.
 type wanted struct {
 	family    imds.Family
 	node      uint64 // the cookie of its network namespace
 	pods      uint64 // the id of the pods' cgroup
 	host      policy.HostNetwork
 	auditOnly bool
-	// names: an attempt's process is named. That takes CAP_PERFMON (kernel/bpf/helpers.c, bpf_base_func_proto).
+	// names: events name the process. That needs CAP_PERFMON (kernel/bpf/helpers.c, bpf_base_func_proto).
 	names bool
 	*maps
 }
 
-// otherwise is the same with the names of processes, or without: what another agent or a check loads that has other capabilities.
+// otherwise returns the same with the opposite of names: what another agent or check with other capabilities would load.
 func (w wanted) otherwise() wanted {
 	w.names = !w.names
 	return w
 }
 
-// verdict is what becomes of a pod's call.
+// verdict returns what happens to a pod's call.
 func (w wanted) verdict() Verdict {
 	if w.auditOnly {
 		return Audited
@@ -102,8 +103,8 @@ func (w wanted) verdict() Verdict {
 	return Blocked
 }
 
-// Where a program has what it needs, from the end of its stack: an event, which begins with the key of attempts, and the value of a new
-// one; and keys of other maps.
+// The layout of a program's stack, from its end: an event, which starts with the key of attempts, and the value of a new entry;
+// then keys of other maps.
 const (
 	event    = -40 // see Attempt
 	fresh    = event - valueSize
@@ -120,9 +121,9 @@ func (h hook) program(w wanted) *ebpf.ProgramSpec {
 	return spec
 }
 
-// calls is what runs at a socket call. Those to the endpoint from another network namespace than the node's own are counted and refused,
-// and so are those of Ask; all others are let through, but for those of pods in the node's network, if the policy has something
-// against them. In audit mode none but those of Ask is refused.
+// calls is the program for socket calls. Calls to the endpoint from a network namespace other than the node's are counted and
+// refused, and so are those of Ask. All others are let through, except those of hostNetwork pods that the policy does not
+// allow. In audit mode only Ask's calls are refused.
 func (h hook) calls(w wanted) asm.Instructions {
 	words, offset := h.where(w.family.Endpoint().Addr())
 	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}

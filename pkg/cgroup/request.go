@@ -1,4 +1,4 @@
-// The program that shows, in audit mode, how requests begin.
+// The program that passes on, in audit mode, how requests begin.
 
 package cgroup
 
@@ -11,16 +11,16 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// mostShown is how much of a request is passed on, in bytes; a power of two.
+// mostShown is how much of a request is passed on, in bytes; must be a power of two.
 const mostShown = 512
 
-// Where struct __sk_buff has the packet's length, and its protocol in network byte order (include/uapi/linux/bpf.h).
+// The offsets in struct __sk_buff of the packet's length, and of its protocol in network byte order (include/uapi/linux/bpf.h).
 const (
 	skbLen      = 0
 	skbProtocol = 16
 )
 
-// Where the headers have what (RFC 791, RFC 8200, RFC 9293), in bytes.
+// Offsets in the headers (RFC 791, RFC 8200, RFC 9293), in bytes.
 const (
 	ip4Protocol    = 9
 	ip4Destination = 16
@@ -31,11 +31,11 @@ const (
 	tcpOffset      = 12
 )
 
-// shownHead is the head of what is passed on: the event's key, and how many bytes of the request follow.
+// shownHead is the size of the header of what is passed on: the event's key, and how many bytes of the request follow.
 const shownHead = keySize + 8
 
-// requests is what runs when a packet leaves: the beginnings of requests to the endpoint are passed on, and every packet goes its way.
-// The answers come by another hook, and are never seen.
+// requests is the program for packets that leave: it passes on the beginnings of requests to the endpoint, and lets every
+// packet through. Answers use another hook, and are never seen.
 func (w wanted) requests() asm.Instructions {
 	const header = otherKey - ip6Length // on the stack
 	load := func(offset asm.Register, to int16, length int32) asm.Instructions {
@@ -70,7 +70,7 @@ func (w wanted) requests() asm.Instructions {
 			asm.JNE.Imm32(asm.R1, int32(binary.NativeEndian.Uint32(bytes)), "pass"),
 		)
 	}
-	// R7 is where TCP's header begins, and then where its payload does.
+	// R7 is the offset of the TCP header, and later that of its payload.
 	code = append(code, asm.Mov.Imm(asm.R7, ip6Length))
 	if w.family == imds.IPv4 {
 		code = append(code,
@@ -102,7 +102,7 @@ func (w wanted) requests() asm.Instructions {
 		asm.Instructions{asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Reg(asm.R2, asm.R7), asm.FnSkbAncestorCgroupId.Call()},
 		asm.Instructions{asm.Mov.Reg(asm.R1, asm.R6), asm.FnSkbCgroupId.Call()},
 	)...)
-	// Who is let through in any mode, such as pods in the node's network, has no attempts, and is not looked at.
+	// Askers that are let through in any mode, such as hostNetwork pods, have no attempts, so their requests are not read.
 	code = append(code,
 		asm.Mov.Imm(asm.R1, int32(Audited)),
 		asm.StoreMem(asm.RFP, event+16, asm.R1, asm.DWord),
@@ -116,7 +116,8 @@ func (w wanted) requests() asm.Instructions {
 	code = append(code, w.count(requestsMost, requestsEvery, "pass")...)
 	return append(code,
 		asm.LoadMem(asm.R7, asm.RFP, header, asm.DWord),
-		// What is left of the packet, from 1 to mostShown bytes, in a form that the verifier of Linux 6.1 follows.
+		// The length of the rest of the packet, limited to 1 to mostShown bytes, in a form that the verifier of Linux 6.1
+		// understands.
 		asm.LoadMem(asm.R8, asm.R6, skbLen, asm.Word),
 		asm.JLE.Reg(asm.R8, asm.R7, "pass"),
 		asm.Sub.Reg(asm.R8, asm.R7),

@@ -24,13 +24,13 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// Config is a configuration that was found to be right.
+// Config is a valid configuration.
 type Config struct {
-	// Interfaces has at least one pattern, and none twice.
+	// Interfaces has at least one pattern and no duplicates.
 	Interfaces []ifpattern.Pattern
-	// Layers has at least one name, and none twice.
+	// Layers has at least one name and no duplicates.
 	Layers []string
-	// PodsCgroup is the cgroup v2 directory below which pods live; empty if it is to be looked for.
+	// PodsCgroup is the cgroup v2 directory below which pods live; empty if it is to be detected.
 	PodsCgroup string
 
 	// Mode says whether anything is stopped at all.
@@ -38,50 +38,48 @@ type Config struct {
 	Backend rules.Backend
 	Verdict policy.Verdict
 	Resync  time.Duration
-	// Attribution: who asks is named, by what the API server says of the node's pods.
+	// Attribution: pods that ask are named, from the API server's list of the node's pods.
 	Attribution bool
-	// HostNetwork is what happens to sockets of pods in the node's network, and HostNamespaces are those whose pods are let through
-	// all the same.
+	// HostNetwork is what happens to the sockets of hostNetwork pods; those in HostNamespaces are let through in any case.
 	HostNetwork    policy.HostNetwork
 	HostNamespaces []string
-	// ProbeInterval is how often a packet of our own is sent; 0 for never.
+	// ProbeInterval is how often to probe; 0 for never.
 	ProbeInterval time.Duration
 	// MetricsAddress is empty if the endpoints are off.
 	MetricsAddress string
 	// HealthAddress is empty if /healthz and /readyz are served where the metrics are.
 	HealthAddress string
-	// WebConfigFile is the file that says how MetricsAddress is protected; empty for not at all.
+	// WebConfigFile is the file that says how MetricsAddress is protected; empty for no protection.
 	WebConfigFile string
 	Kubernetes    Use
-	// Kubeconfig is the file that says how to reach the API server; empty for what the kubelet gives a pod.
+	// Kubeconfig is the file that says how to reach the API server; empty for a pod's service account.
 	Kubeconfig string
-	// NodeName is the name of the Node object; empty if nobody gave it.
+	// NodeName is the name of the Node object; empty if it is not set.
 	NodeName string
 	LogLevel slog.Level
 	// LogFormat is text or json.
 	LogFormat string
 }
 
-// Policy is what the configuration asks for.
+// Policy returns the policy that the configuration asks for.
 func (c Config) Policy() policy.Policy {
 	return policy.New(c.Interfaces, c.Verdict).WithHostNetwork(c.HostNetwork).WithMode(c.Mode)
 }
 
-// layers are the names of all that there are, all of which are kept unless others are asked for. packetLayers are those that
-// close a path by themselves.
+// layers are the names of all layers, which is also the default. packetLayers are those that close a path by themselves.
 var (
 	layers       = []string{rules.LayerName, route.LayerName, cgroup.LayerName}
 	packetLayers = layers[:2]
 )
 
-// The bounds of the resync period: shorter, and looking costs more than repairing; longer, and "at the latest" means
-// nothing.
+// The bounds of the resync period: with a shorter one, looking costs more than repairing; with a longer one, "at the latest"
+// means nothing.
 const (
 	minResync = 100 * time.Millisecond
 	maxResync = time.Hour
 )
 
-// The bounds of the interval between probes, each of which makes an interface for a moment.
+// The bounds of the interval between probes, each of which creates an interface for a moment.
 const (
 	minProbeInterval = 10 * time.Second
 	maxProbeInterval = 24 * time.Hour
@@ -92,13 +90,13 @@ const (
 	off = "off"
 )
 
-// hostNamespaces is a flag whose default is more than it says.
+// hostNamespaces is a flag whose actual default is more than its default value says.
 const hostNamespaces = "host-network-namespaces"
 
 // namespaceFile is where the kubelet tells a pod its namespace (kubernetes.io/docs, "Accessing the API from a Pod").
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-// ownNamespace is the agent's, if it is a pod with a token.
+// ownNamespace returns the agent's own namespace, if it is a pod with a token.
 func ownNamespace() []string {
 	name, err := os.ReadFile(namespaceFile)
 	if err != nil {
@@ -150,49 +148,49 @@ func NewOptions() *Options {
 	o := &Options{flags: pflag.NewFlagSet("settings", pflag.ContinueOnError)}
 	f := o.flags
 	f.StringSliceVar(&o.interfaces, "interface", []string{"eni+"},
-		"pod-side interface `pattern`, iptables syntax (a trailing + is a wildcard); repeat or separate by commas")
+		"pod-side interface `pattern` in iptables syntax (a trailing + is a wildcard); repeat the flag, or separate with commas")
 	f.StringSliceVar(&o.layers, "layers", layers,
-		"the `layers` to keep in force, separated by commas: what one lets through, another stops")
+		"the `layers` to keep in force, separated by commas; each may stop what another lets through")
 	f.StringVar(&o.podsCgroup, "pods-cgroup", "",
-		"the cgroup v2 `directory` below which pods live, for the layer cgroup (default: found by itself)")
+		"the cgroup v2 `directory` below which pods live, for the cgroup layer (default: detected)")
 	f.StringVar(&o.hostNetwork, "host-network-pods", string(policy.Allow),
-		"what happens to sockets of pods in the node's network, for the layer cgroup: "+alternatives(policy.HostNetworks))
+		"what the cgroup layer does with the sockets of hostNetwork pods: "+alternatives(policy.HostNetworks))
 	f.StringSliceVar(&o.hostNamespaces, hostNamespaces, []string{"kube-system"},
-		"`namespaces` whose pods in the node's network are let through (default: kube-system and the agent's own; a list replaces it)")
+		"`namespaces` whose hostNetwork pods are let through (default: kube-system and the agent's own; a list replaces both)")
 	f.StringVar(&o.mode, "mode", string(policy.Enforce),
-		"enforce, or audit: count and report who would be kept from the endpoint, and stop nothing; needs the layer cgroup and --attribution=on")
+		"enforce, or audit: block nothing, but count and report who would be blocked; audit needs the cgroup layer and --attribution=on")
 	f.StringVar(&o.attribution, "attribution", on,
-		"on: name the pods that ask, in metrics, log, events and the report; off: look up and name nobody")
-	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables: "+alternatives(rules.Backends))
+		"on: name the pods that ask in metrics, log, events and the report; off: don't look pods up")
+	f.StringVar(&o.backend, "backend", string(rules.Auto), "which iptables backend to use: "+alternatives(rules.Backends))
 	f.StringVar(&o.verdict, "verdict", string(policy.Drop),
 		"what happens to a pod's packets: drop, or reject (tcp-reset for TCP, an ICMP error for the rest)")
 	f.DurationVar(&o.resync, "resync-period", 10*time.Second,
-		"the slowest that drift can be noticed, whatever event is lost")
+		"the longest that drift can go unnoticed, whatever events are lost")
 	f.DurationVar(&o.probeInterval, "probe-interval", 0,
-		"how often a packet of our own, sent as a pod would, must be seen stopped; 0 for never")
+		"how often to send a probe, as a pod would, and check that it is stopped; 0 for never")
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":9169",
 		"`address` of /metrics, /healthz and /readyz; off turns them off")
 	f.StringVar(&o.healthAddress, "health-bind-address", "",
-		"`address` of /healthz and /readyz alone, always plain HTTP (default: where the metrics are)")
+		"`address` of /healthz and /readyz alone, always plain HTTP (default: served with the metrics only)")
 	f.StringVar(&o.webConfigFile, "web-config-file", "",
 		"`file` that turns on TLS and authentication for the metrics, as for every Prometheus exporter")
 	f.StringVar(&o.kubernetes, "kubernetes", string(Auto),
-		"use of the Kubernetes API (taint, condition, events): auto (in a cluster, and with --kubeconfig), on or off")
-	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says how to reach the API server (default: as in every pod)")
-	f.StringVar(&o.nodeName, "node-name", "", "`name` of this Node object (default: the variable NODE_NAME)")
+		"whether to use the Kubernetes API (taint, condition, events): auto (in a cluster, or with --kubeconfig), on or off")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig `file` for reaching the API server (default: the pod's service account)")
+	f.StringVar(&o.nodeName, "node-name", "", "`name` of this node's Node object (default: the environment variable NODE_NAME)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "", "text or json (default: json in a cluster, else text)")
 	return o
 }
 
-// AddTo gives a command the flags.
+// AddTo adds the flags to a command.
 func (o *Options) AddTo(flags *pflag.FlagSet) {
 	flags.AddFlagSet(o.flags)
-	flags.StringVar(&o.file, "config", "", "YAML `file` with the same settings, by the flags' names; a flag given wins")
+	flags.StringVar(&o.file, "config", "", "YAML `file` with the same settings, keyed by flag name; flags given on the command line win")
 }
 
-// Load reads the file, if there is one, and checks everything. The error has a line for each thing that is wrong, naming
-// the setting and what to write instead.
+// Load reads the file, if there is one, and checks everything. The error has a line for each problem that names the setting and
+// the fix.
 func (o *Options) Load() (Config, error) {
 	if o.file != "" {
 		if err := o.readFile(); err != nil {
@@ -229,12 +227,12 @@ func (o *Options) Load() (Config, error) {
 		}
 	}
 	if len(o.interfaces) == 0 {
-		wrong("interface", "no pattern is given; write at least one, such as eni+")
+		wrong("interface", "no pattern is given; give at least one, such as eni+")
 	}
 	for _, name := range o.layers {
 		switch {
 		case !slices.Contains(layers, name):
-			wrong("layers", "%q is none; use %s", name, strings.Join(layers, ","))
+			wrong("layers", "%q is not valid; use %s", name, strings.Join(layers, ","))
 		case !slices.Contains(c.Layers, name):
 			c.Layers = append(c.Layers, name)
 		}
@@ -242,46 +240,46 @@ func (o *Options) Load() (Config, error) {
 	if len(o.layers) == 0 {
 		wrong("layers", "no layer is given; use %s", strings.Join(layers, ","))
 	} else if slices.Equal(c.Layers, []string{cgroup.LayerName}) {
-		wrong("layers", "%s alone closes no path, only sockets; add %s", cgroup.LayerName, strings.Join(packetLayers, ","))
+		wrong("layers", "%s alone stops sockets but closes no path; add %s", cgroup.LayerName, strings.Join(packetLayers, ","))
 	}
 	if c.PodsCgroup != "" && !filepath.IsAbs(c.PodsCgroup) {
-		wrong("pods-cgroup", "%q is no absolute path; write one, such as /sys/fs/cgroup/kubepods.slice", c.PodsCgroup)
+		wrong("pods-cgroup", "%q is not an absolute path; use one, such as /sys/fs/cgroup/kubepods.slice", c.PodsCgroup)
 	} else if c.PodsCgroup != "" && !slices.Contains(c.Layers, cgroup.LayerName) {
-		wrong("pods-cgroup", "only the layer %s has a use for it; add it to --layers, or leave --pods-cgroup out", cgroup.LayerName)
+		wrong("pods-cgroup", "only the %s layer uses it; add that to --layers, or leave out --pods-cgroup", cgroup.LayerName)
 	}
 	if !slices.Contains(policy.HostNetworks, c.HostNetwork) {
-		wrong("host-network-pods", "%q is none; use %s", o.hostNetwork, alternatives(policy.HostNetworks))
+		wrong("host-network-pods", "%q is not valid; use %s", o.hostNetwork, alternatives(policy.HostNetworks))
 	} else if c.HostNetwork != policy.Allow && !slices.Contains(c.Layers, cgroup.LayerName) {
-		wrong("host-network-pods", "only the layer %s can refuse them; add it to --layers, or leave --host-network-pods out", cgroup.LayerName)
+		wrong("host-network-pods", "only the %s layer can refuse them; add it to --layers, or leave out --host-network-pods", cgroup.LayerName)
 	}
 	for _, name := range o.hostNamespaces {
 		if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
-			wrong(hostNamespaces, "%q is no name of a namespace: %s", name, problems[0])
+			wrong(hostNamespaces, "%q is not a valid namespace name: %s", name, problems[0])
 		}
 	}
 	if c.HostNetwork == policy.Block && c.Kubernetes == Off && o.flags.Changed(hostNamespaces) {
-		wrong(hostNamespaces, "without the API nobody can tell a pod's namespace; leave it out, or leave --kubernetes=off out")
+		wrong(hostNamespaces, "without the API, a pod's namespace is not known; leave out this flag, or --kubernetes=off")
 	}
 	if c.HostNamespaces = o.hostNamespaces; !o.flags.Changed(hostNamespaces) {
 		c.HostNamespaces = append(c.HostNamespaces, ownNamespace()...)
 	}
 	if !slices.Contains(policy.Modes, c.Mode) {
-		wrong("mode", "%q is none; use %s", o.mode, alternatives(policy.Modes))
+		wrong("mode", "%q is not valid; use %s", o.mode, alternatives(policy.Modes))
 	} else if c.Mode == policy.AuditOnly && !slices.Contains(c.Layers, cgroup.LayerName) {
-		wrong("mode", "only the layer %s sees who asks without stopping anybody; add it to --layers, or leave --mode out", cgroup.LayerName)
+		wrong("mode", "only the %s layer can see who asks without blocking; add it to --layers, or leave out --mode", cgroup.LayerName)
 	}
 	if o.attribution != on && o.attribution != off {
-		wrong("attribution", "%q is none; use on or off", o.attribution)
+		wrong("attribution", "%q is not valid; use on or off", o.attribution)
 	} else if c.Mode == policy.AuditOnly && !c.Attribution {
-		wrong("attribution", "with off, audit mode has nothing to report; leave one of the two out")
+		wrong("attribution", "with off, audit mode has nothing to report; leave out --attribution or --mode")
 	}
 	if !slices.Contains(rules.Backends, c.Backend) {
-		wrong("backend", "%q is none; use %s", o.backend, alternatives(rules.Backends))
+		wrong("backend", "%q is not valid; use %s", o.backend, alternatives(rules.Backends))
 	}
 	if !slices.Contains(policy.Verdicts, c.Verdict) {
-		wrong("verdict", "%q is none; use %s", o.verdict, alternatives(policy.Verdicts))
+		wrong("verdict", "%q is not valid; use %s", o.verdict, alternatives(policy.Verdicts))
 	} else if c.Verdict == policy.Reject && !slices.Contains(c.Layers, rules.LayerName) {
-		wrong("verdict", "only the layer %s can answer with reject; add it to --layers, or leave --verdict out", rules.LayerName)
+		wrong("verdict", "only the %s layer can answer with reject; add it to --layers, or leave out --verdict", rules.LayerName)
 	}
 	if c.Resync < minResync || c.Resync > maxResync {
 		wrong("resync-period", "%s is out of range; use %s to %s", c.Resync, minResync, maxResync)
@@ -290,7 +288,7 @@ func (o *Options) Load() (Config, error) {
 		wrong("probe-interval", "%s is out of range; use %s to %s, or 0 for never", p, minProbeInterval, maxProbeInterval)
 	}
 	if !slices.Contains(uses, c.Kubernetes) {
-		wrong("kubernetes", "%q is none; use %s", o.kubernetes, alternatives(uses))
+		wrong("kubernetes", "%q is not valid; use %s", o.kubernetes, alternatives(uses))
 	}
 	if o.metricsAddress != off {
 		c.MetricsAddress = o.metricsAddress
@@ -302,26 +300,26 @@ func (o *Options) Load() (Config, error) {
 		if err := checkAddress(c.HealthAddress); err != nil {
 			wrong("health-bind-address", "%w; use host:port or :port", err)
 		} else if port(c.HealthAddress) == port(c.MetricsAddress) && port(c.HealthAddress) != "0" {
-			wrong("health-bind-address", "%s has the port of the metrics; leave it out, or use another", c.HealthAddress)
+			wrong("health-bind-address", "%s uses the same port as the metrics; leave it out, or use another port", c.HealthAddress)
 		}
 	}
 	if c.WebConfigFile != "" && c.MetricsAddress == "" {
-		wrong("web-config-file", "there are no metrics to protect; leave it out, or give --metrics-bind-address")
+		wrong("web-config-file", "there are no metrics to protect; leave it out, or set --metrics-bind-address")
 	}
 	if err := c.LogLevel.UnmarshalText([]byte(o.logLevel)); err != nil {
-		wrong("log-level", "%q is none; use debug, info, warn or error", o.logLevel)
+		wrong("log-level", "%q is not valid; use debug, info, warn or error", o.logLevel)
 	}
 	switch c.LogFormat = o.logFormat; c.LogFormat {
 	case "text", "json":
 	case "":
 		c.LogFormat = defaultLogFormat()
 	default:
-		wrong("log-format", "%q is none; use text or json", o.logFormat)
+		wrong("log-format", "%q is not valid; use text or json", o.logFormat)
 	}
 	return c, errors.Join(errs...)
 }
 
-// defaultLogFormat tells a cluster by the variable that the kubelet sets in every container.
+// defaultLogFormat recognises a cluster by the variable that the kubelet sets in every container.
 func defaultLogFormat() string {
 	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
 		return "json"
@@ -335,12 +333,12 @@ func checkAddress(address string) error {
 		return err
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		return fmt.Errorf("%q is no port number", port)
+		return fmt.Errorf("%q is not a port number", port)
 	}
 	return nil
 }
 
-// port is an address's, or empty.
+// port returns an address's port, or nothing.
 func port(address string) string {
 	_, port, _ := net.SplitHostPort(address)
 	return port

@@ -16,7 +16,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/rules"
 )
 
-// load parses a command line and loads. A text that is not empty is the file's.
+// load parses a command line and loads the configuration. A text that is not empty becomes the config file.
 func load(t *testing.T, file string, args ...string) (Config, error) {
 	t.Helper()
 	o := NewOptions()
@@ -47,7 +47,7 @@ func patterns(t *testing.T, texts ...string) (list []ifpattern.Pattern) {
 	return list
 }
 
-// outside is the environment of a program that no kubelet has started.
+// outside sets the environment of a program that was not started by a kubelet.
 func outside(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	t.Setenv("NODE_NAME", "")
@@ -61,7 +61,7 @@ func defaults(t *testing.T) Config {
 	}
 }
 
-// Each setting by its flag and by the file is the same, and changes nothing else.
+// Each setting has the same effect as a flag and in the file, and changes nothing else.
 func TestSettings(t *testing.T) {
 	outside(t)
 	for _, c := range []struct {
@@ -154,68 +154,68 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// What is wrong is said in a line each, which names the setting and what to write instead.
+// Each problem is reported on a line of its own that names the setting and the fix.
 func TestWrongSettings(t *testing.T) {
 	outside(t)
 	for _, c := range []struct {
 		args, file string
 		want       []string // a part of each line
 	}{
-		{"--interface=", "", []string{"--interface: no pattern is given; write at least one"}},
+		{"--interface=", "", []string{"--interface: no pattern is given; give at least one"}},
 		{"--interface=a,+,b/,c", "", []string{"--interface: + alone", `--interface: "b/"`}},
 		{"--layers=", "", []string{"--layers: no layer is given; use iptables,route,cgroup"}},
-		{"--layers=iptables,y,x", "", []string{`--layers: "y" is none; use iptables,route,cgroup`, `--layers: "x" is none`}},
-		{"--layers=cgroup", "", []string{"--layers: cgroup alone closes no path, only sockets; add iptables,route"}},
-		{"--layers=iptables,route --pods-cgroup=/x", "", []string{"--pods-cgroup: only the layer cgroup has a use for it; add it to --layers, or leave"}},
-		{"--layers=route,cgroup --pods-cgroup=kubepods", "", []string{`--pods-cgroup: "kubepods" is no absolute path; write one, such as /sys/`}},
-		{"--backend=ebpf", "", []string{`--backend: "ebpf" is none; use auto, nft or legacy`}},
-		{"--verdict=reject --layers=route", "", []string{"--verdict: only the layer iptables can answer with reject; add it to --layers"}},
-		{"--verdict=accept", "", []string{`--verdict: "accept" is none; use drop or reject`}},
-		{"--host-network-pods=deny", "", []string{`--host-network-pods: "deny" is none; use allow, audit or block`}},
-		{"--host-network-pods=block --layers=route", "", []string{"--host-network-pods: only the layer cgroup can refuse them; add it to"}},
-		{"--host-network-namespaces=A", "", []string{`--host-network-namespaces: "A" is no name of a namespace: a lowercase`}},
+		{"--layers=iptables,y,x", "", []string{`--layers: "y" is not valid; use iptables,route,cgroup`, `--layers: "x" is not valid`}},
+		{"--layers=cgroup", "", []string{"--layers: cgroup alone stops sockets but closes no path; add iptables,route"}},
+		{"--layers=iptables,route --pods-cgroup=/x", "", []string{"--pods-cgroup: only the cgroup layer uses it; add that to --layers, or leave"}},
+		{"--layers=route,cgroup --pods-cgroup=kubepods", "", []string{`--pods-cgroup: "kubepods" is not an absolute path; use one, such as /sys/`}},
+		{"--backend=ebpf", "", []string{`--backend: "ebpf" is not valid; use auto, nft or legacy`}},
+		{"--verdict=reject --layers=route", "", []string{"--verdict: only the iptables layer can answer with reject; add it to --layers"}},
+		{"--verdict=accept", "", []string{`--verdict: "accept" is not valid; use drop or reject`}},
+		{"--host-network-pods=deny", "", []string{`--host-network-pods: "deny" is not valid; use allow, audit or block`}},
+		{"--host-network-pods=block --layers=route", "", []string{"--host-network-pods: only the cgroup layer can refuse them; add it to"}},
+		{"--host-network-namespaces=A", "", []string{`--host-network-namespaces: "A" is not a valid namespace name: a lowercase`}},
 		{"--host-network-namespaces=a --host-network-pods=block --kubernetes=off", "",
-			[]string{"--host-network-namespaces: without the API nobody can tell a pod's namespace; leave it out"}},
-		{"--mode=dry-run", "", []string{`--mode: "dry-run" is none; use enforce or audit`}},
-		{"--mode=audit --layers=iptables,route", "", []string{"--mode: only the layer cgroup sees who asks without stopping anybody; add it to --layers"}},
-		{"--attribution=off --mode=audit", "", []string{"--attribution: with off, audit mode has nothing to report; leave one of the two out"}},
-		{"--attribution=yes", "", []string{`--attribution: "yes" is none; use on or off`}},
+			[]string{"--host-network-namespaces: without the API, a pod's namespace is not known; leave out"}},
+		{"--mode=dry-run", "", []string{`--mode: "dry-run" is not valid; use enforce or audit`}},
+		{"--mode=audit --layers=iptables,route", "", []string{"--mode: only the cgroup layer can see who asks without blocking; add it to --layers"}},
+		{"--attribution=off --mode=audit", "", []string{"--attribution: with off, audit mode has nothing to report; leave out --attribution or --mode"}},
+		{"--attribution=yes", "", []string{`--attribution: "yes" is not valid; use on or off`}},
 		{"--probe-interval=9s", "", []string{"--probe-interval: 9s is out of range; use 10s to 24h0m0s, or 0 for never"}},
 		{"--probe-interval=25h", "", []string{"--probe-interval: 25h0m0s is out of range"}},
 		{"--probe-interval=-1s", "", []string{"--probe-interval: -1s is out of range"}},
 		{"--resync-period=99ms", "", []string{"--resync-period: 99ms is out of range; use 100ms to 1h0m0s"}},
 		{"--resync-period=1h1ms", "", []string{"--resync-period: 1h0m0.001s is out of range"}},
-		{"--kubernetes=yes", "", []string{`--kubernetes: "yes" is none; use auto, on or off`}},
+		{"--kubernetes=yes", "", []string{`--kubernetes: "yes" is not valid; use auto, on or off`}},
 		{"--metrics-bind-address=9169", "", []string{"--metrics-bind-address: address 9169: missing port in address; use host:port, :port or off"}},
 		{"--metrics-bind-address=", "", []string{"--metrics-bind-address: missing port in address"}},
-		{"--metrics-bind-address=:http", "", []string{`--metrics-bind-address: "http" is no port number`}},
-		{"--metrics-bind-address=:65536", "", []string{`--metrics-bind-address: "65536" is no port number`}},
-		{"--metrics-bind-address=:-1", "", []string{`--metrics-bind-address: "-1" is no port number`}},
+		{"--metrics-bind-address=:http", "", []string{`--metrics-bind-address: "http" is not a port number`}},
+		{"--metrics-bind-address=:65536", "", []string{`--metrics-bind-address: "65536" is not a port number`}},
+		{"--metrics-bind-address=:-1", "", []string{`--metrics-bind-address: "-1" is not a port number`}},
 		{"--health-bind-address=9168", "", []string{"--health-bind-address: address 9168: missing port in address; use host:port or :port"}},
 		{"--health-bind-address=off", "", []string{"--health-bind-address: address off: missing port"}},
-		{"--health-bind-address=127.0.0.1:9169", "", []string{"--health-bind-address: 127.0.0.1:9169 has the port of the metrics"}},
+		{"--health-bind-address=127.0.0.1:9169", "", []string{"--health-bind-address: 127.0.0.1:9169 uses the same port as the metrics"}},
 		{"--metrics-bind-address=off --web-config-file=/x", "", []string{"--web-config-file: there are no metrics to protect"}},
-		{"--log-level=loud", "", []string{`--log-level: "loud" is none; use debug, info, warn or error`}},
-		{"--log-format=xml", "", []string{`--log-format: "xml" is none; use text or json`}},
+		{"--log-level=loud", "", []string{`--log-level: "loud" is not valid; use debug, info, warn or error`}},
+		{"--log-format=xml", "", []string{`--log-format: "xml" is not valid; use text or json`}},
 		{"--backend=x --verdict=y --log-format=z", "", []string{"--backend", "--verdict", "--log-format"}},
 
 		{"--config=/does/not/exist", "", []string{"--config: reading the file: open /does/not/exist: no such file"}},
 		{"", "verdict: [drop\n", []string{"config.yaml: yaml: line "}},
-		{"", "verdict: drop\n---\nverdict: reject\n", []string{"there is something behind the first document; keep one"}},
-		{"", "verdict: drop\n---\n[broken\n", []string{"there is something behind the first document; keep one"}},
+		{"", "verdict: drop\n---\nverdict: reject\n", []string{"it has more than one document; keep one"}},
+		{"", "verdict: drop\n---\n[broken\n", []string{"it has more than one document; keep one"}},
 		{"", "- verdict\n", []string{"config.yaml:1: write settings as `name: value`"}},
 		{"", "drop\n", []string{"config.yaml:1: write settings as `name: value`"}},
-		{"", "verdict: drop\ninterfaces: [a]\n", []string{`config.yaml:2: "interfaces" is no setting; use attribution, backend, health-bind-address, host-network-namespaces, `}},
-		{"", "config: other.yaml\n", []string{`config.yaml:1: "config" is no setting`}},
+		{"", "verdict: drop\ninterfaces: [a]\n", []string{`config.yaml:2: "interfaces" is not a setting; use attribution, backend, health-bind-address, host-network-namespaces, `}},
+		{"", "config: other.yaml\n", []string{`config.yaml:1: "config" is not a setting`}},
 		{"", "resync-period: 5s\n\nresync-period: 6s\n", []string{"config.yaml:3: resync-period is set twice; keep one"}},
 		{"", "interface: {a: 1}\n", []string{"config.yaml:1: interface: write a value, or a list of values"}},
 		{"", "interface: [[a]]\n", []string{"config.yaml:1: interface: write a value, or a list of values"}},
 		{"", "resync-period: 5\n", []string{"config.yaml:1: resync-period: "}},
-		{"", "verdict: accept\n", []string{`--verdict: "accept" is none`}},
+		{"", "verdict: accept\n", []string{`--verdict: "accept" is not valid`}},
 		{"", "interface:\n", []string{"--interface: no pattern is given"}},
 		// A flag wins, but what is written beside it has to be right all the same.
 		{"--resync-period=5s", "interface: {a: 1}\nresync-period: [[]]\nx: 1\n",
-			[]string{"config.yaml:1: interface: ", "config.yaml:2: resync-period: ", `config.yaml:3: "x" is no setting`}},
+			[]string{"config.yaml:1: interface: ", "config.yaml:2: resync-period: ", `config.yaml:3: "x" is not a setting`}},
 	} {
 		_, err := load(t, c.file, strings.Fields(c.args)...)
 		if err == nil {

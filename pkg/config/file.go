@@ -1,4 +1,4 @@
-// The YAML file: the flags' names as keys, and nothing else.
+// The YAML file: its keys are the flags' names, and nothing else is allowed.
 
 package config
 
@@ -14,8 +14,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// readFile sets every flag that the file names and the command line does not. A value is taken as it is written: `off`
-// stays that word instead of becoming a boolean, as YAML 1.1 would have it.
+// readFile sets every flag that the file names and the command line does not. A value is taken literally: `off` stays that word
+// instead of becoming a boolean, as it would in YAML 1.1.
 func (o *Options) readFile() error {
 	text, err := os.ReadFile(o.file)
 	if err != nil {
@@ -30,7 +30,7 @@ func (o *Options) readFile() error {
 		return fmt.Errorf("--config: parsing %s: %w", o.file, err)
 	}
 	if !errors.Is(documents.Decode(&second), io.EOF) {
-		return fmt.Errorf("--config: parsing %s: there is something behind the first document; keep one", o.file)
+		return fmt.Errorf("--config: parsing %s: it has more than one document; keep one", o.file)
 	}
 	root := document.Content[0]
 	if root.Kind != yaml.MappingNode {
@@ -52,7 +52,7 @@ func (o *Options) setField(given map[string]bool, key, value *yaml.Node) error {
 	if flag == nil {
 		var names []string
 		o.flags.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-		return fmt.Errorf("%q is no setting; use %s", key.Value, alternatives(names))
+		return fmt.Errorf("%q is not a setting; use %s", key.Value, alternatives(names))
 	}
 	if given[flag.Name] {
 		return fmt.Errorf("%s is set twice; keep one", flag.Name)
@@ -71,7 +71,7 @@ func (o *Options) setField(given map[string]bool, key, value *yaml.Node) error {
 	return nil
 }
 
-// fieldText is a value as it would stand on the command line: a word, or a list joined by commas.
+// fieldText returns a value as it would be on the command line: a word, or a list joined by commas.
 func fieldText(value *yaml.Node) (string, error) {
 	switch value.Kind {
 	case yaml.ScalarNode:

@@ -1,9 +1,9 @@
-// Package connlimit bounds the connections of a listener, for each source and in all, so that no source can keep the others
-// out, and all of them together can't take more memory than that.
+// Package connlimit bounds the connections of a listener, per source and in total, so that no source can lock out the
+// others, and all of them together can use only so much memory.
 //
-// A new connection is let in, and if that is one too many, an old one is closed for it. Were the new one refused, some idle
-// connections would keep out whoever shares their address (behind NAT, or as processes of one host) for as long as
-// somebody holds them; like this that one has to come again and again, faster than the others are served.
+// A new connection is always accepted; if that is one too many, an old one is closed for it. If the new one were refused
+// instead, a few idle connections could lock out everyone who shares their address (behind NAT, or as processes of one
+// host) for as long as they are held. This way an attacker has to keep reconnecting faster than the others are served.
 package connlimit
 
 import (
@@ -15,8 +15,8 @@ import (
 
 // New returns a listener that has at most total connections open, and at most perSource of each address.
 //
-// A connection that was closed for another one goes on to cost something until its server closes it too. As many again as
-// there may be open are let off that way; until one of them has ended, new ones are closed at once.
+// A connection that was closed to make room still costs something until its server closes it too. There may be as many of
+// these as there may be open ones; beyond that, new connections are closed at once until one of them has ended.
 func New(l net.Listener, perSource, total int) net.Listener {
 	return &listener{Listener: l, perSource: perSource, total: total}
 }
@@ -27,7 +27,7 @@ type listener struct {
 	perSource, total int
 
 	mu    sync.Mutex
-	conns []*conn // that the server has not closed, the oldest first
+	conns []*conn // those that the server has not closed, oldest first
 }
 
 // Accept implements net.Listener.
@@ -48,7 +48,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// add takes a connection in, and returns the one that must be closed for that, if any: it may be the same.
+// add adds a connection, and returns the one that must be closed for it, if any; that may be the same one.
 func (l *listener) add(c *conn) (tooMany *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,12 +79,12 @@ func (l *listener) count(is func(*conn) bool) (n int) {
 	return n
 }
 
-// oldest returns an open connection.
+// oldest returns the oldest open connection that fits.
 func (l *listener) oldest(is func(*conn) bool) *conn {
 	return l.conns[slices.IndexFunc(l.conns, func(c *conn) bool { return !c.closed && is(c) })]
 }
 
-// greediest is the network that has the most open connections; of those that have as many, the one that has the oldest.
+// greediest returns the network with the most open connections; if several have as many, the one with the oldest.
 func (l *listener) greediest() (network netip.Prefix) {
 	open := map[netip.Prefix]int{}
 	for _, c := range l.conns {
@@ -113,7 +113,7 @@ type conn struct {
 	net.Conn
 	listener *listener
 	source   netip.Addr
-	closed   bool // for another one; under the listener's lock
+	closed   bool // to make room for another; guarded by the listener's lock
 }
 
 // Close implements net.Conn.
@@ -122,7 +122,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// reset closes it under its server's hands, and forgets what was still to be sent: that would stay in the kernel's memory.
+// reset closes the connection while its server still uses it, and discards unsent data, which would stay in the kernel's
+// memory.
 func (c *conn) reset() {
 	if tcp, ok := c.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
@@ -130,8 +131,8 @@ func (c *conn) reset() {
 	_ = c.Conn.Close()
 }
 
-// sourceOf is the address that a connection comes from. IPv6 addresses count one by one, although a host may have a whole
-// /64: on EKS that is a subnet with the pods of all its nodes, Prometheus among them, and each pod has one address.
+// sourceOf returns the address that a connection comes from. IPv6 addresses count separately, although one host may have a
+// whole /64: on EKS a /64 is a subnet with the pods of all its nodes, including Prometheus, and each pod has one address.
 func sourceOf(a net.Addr) netip.Addr {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -140,8 +141,8 @@ func sourceOf(a net.Addr) netip.Addr {
 	return tcp.AddrPort().Addr().Unmap().WithZone("")
 }
 
-// networkOf is what an address is taken for when there are too many connections in all: the network that has the most loses
-// its oldest, so that it is no use to have many addresses of one /64.
+// networkOf returns the network that an address counts towards when there are too many connections in total: the network with
+// the most loses its oldest, so it is no use to have many addresses in one /64.
 func networkOf(a netip.Addr) netip.Prefix {
 	bits := a.BitLen()
 	if a.Is6() {

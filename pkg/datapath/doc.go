@@ -1,4 +1,4 @@
-// Package datapath finds the ways by which pods' packets leave the node without coming to the hook FORWARD: the eBPF datapaths of
-// Cilium and Calico, and interfaces of pods that stand on one of the node's (macvlan, ipvlan). What the layers of packets say
-// proves nothing there.
+// Package datapath finds ways in which pods' packets leave the node without passing the FORWARD hook: the eBPF datapaths of
+// Cilium and Calico, and pod interfaces stacked on one of the node's (macvlan, ipvlan). Where there is one, what the packet
+// layers report proves nothing.
 package datapath

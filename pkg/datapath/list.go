@@ -1,4 +1,4 @@
-// One search for such ways.
+// A single search for such ways.
 
 package datapath
 
@@ -15,31 +15,33 @@ import (
 	"github.com/imds-guard/imds-guard/internal/nldump"
 )
 
-// programs are those that such a datapath has at the interfaces of pods, as the kernel has their names: 15 bytes
-// (include/uapi/linux/bpf.h, BPF_OBJ_NAME_LEN). Any other there is none: the policy agent of Amazon VPC CNI has some, too.
+// programs are the programs that such a datapath attaches to pods' interfaces, under the kernel's names, which have at most 15
+// bytes (include/uapi/linux/bpf.h, BPF_OBJ_NAME_LEN). No other program counts: the policy agent of Amazon VPC CNI attaches
+// some, too.
 var programs = map[string]string{
 	"cil_from_contai": "Cilium", // cilium/cilium, bpf/bpf_lxc.c: cil_from_container
 	"cali_tc_preambl": "Calico", // projectcalico/calico, felix/bpf-gpl/tc_preamble.c: cali_tc_preamble
 }
 
-// links are the node's own interfaces by which such a datapath is known where the names of programs can't be read, which takes
-// CAP_SYS_ADMIN unless they were attached by tc.
+// links are interfaces of the node by which such a datapath is recognised where the names of programs can't be read. Reading
+// them takes CAP_SYS_ADMIN, unless the programs were attached by tc.
 var links = map[string]string{
 	"cilium_host": "Cilium", // cilium/cilium, pkg/defaults/node.go: HostDevice
 	"bpfin.cali":  "Calico", // projectcalico/calico, felix/dataplane/linux/dataplanedefs
 }
 
-// stacked are the kinds of a pod's interface whose packets go out by one of the node's without the node seeing them as a router.
+// stacked are the kinds of pod interface whose packets leave through one of the node's interfaces without the node routing
+// them.
 var stacked = []string{"macvlan", "macvtap", "ipvlan", "ipvtap"}
 
-// List searches the calling thread's network namespace, and those of the pods that are connected to it. Each way is named once,
-// by one example.
+// List searches the calling thread's network namespace, and those of the pods connected to it. Each way is listed once, with
+// one example.
 func List() (ways []string, err error) {
 	all, err := nldump.Consistent(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing interfaces: %w", err)
 	}
-	found := map[string]string{} // whose it is: the example
+	found := map[string]string{} // the datapath's owner: an example
 	note := func(whose, example string) {
 		if _, known := found[whose]; !known && whose != "" {
 			found[whose] = example
@@ -76,10 +78,10 @@ func List() (ways []string, err error) {
 	return ways, nil
 }
 
-// programsAt names the programs by which packets pass that a pod sends through the interface: those of tc, tcx and netkit.
+// programsAt returns the names of the programs that see what a pod sends through the interface: those of tc, tcx and netkit.
 func programsAt(l netlink.Link) (names []string, err error) {
 	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
-	if err != nil && !gone(err) && !errors.Is(err, netlink.ErrDumpInterrupted) { // what it has so far will do until the next time
+	if err != nil && !gone(err) && !errors.Is(err, netlink.ErrDumpInterrupted) { // an incomplete list will do until the next time
 		return nil, err
 	}
 	for _, f := range filters {
@@ -96,7 +98,7 @@ func programsAt(l netlink.Link) (names []string, err error) {
 		switch {
 		case gone(err), errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL): // before Linux 6.6
 			continue
-		case errors.Is(err, unix.EPERM): // a seccomp profile, without CAP_BPF; there are the interfaces' names yet
+		case errors.Is(err, unix.EPERM): // a seccomp profile, without CAP_BPF; the interfaces' names are still left to go by
 			continue
 		case err != nil:
 			return nil, err
@@ -112,7 +114,7 @@ func programsAt(l netlink.Link) (names []string, err error) {
 	return names, nil
 }
 
-// nameOf asks for a program's name; it is empty without the right to ask.
+// nameOf returns a program's name; empty without permission to ask.
 func nameOf(id ebpf.ProgramID) (string, error) {
 	p, err := ebpf.NewProgramFromID(id)
 	switch {
@@ -124,12 +126,12 @@ func nameOf(id ebpf.ProgramID) (string, error) {
 	defer p.Close()
 	is, err := p.Info()
 	if err != nil {
-		return "", fmt.Errorf("asking for program %d: %w", id, err)
+		return "", fmt.Errorf("inspecting program %d: %w", id, err)
 	}
 	return is.Name, nil
 }
 
-// kernelName is the beginning of a filter's name, which the program that attached it may have made longer, e.g.
+// kernelName returns the beginning of a filter's name, which the attaching program may have extended, e.g.
 // cil_from_container-eni0123456789a.
 func kernelName(filter string) string { return filter[:min(len(filter), unix.BPF_OBJ_NAME_LEN-1)] }
 

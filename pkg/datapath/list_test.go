@@ -59,7 +59,7 @@ func must(t *testing.T, n *testnode.Node, want ...string) {
 	}
 }
 
-// A pod's interface that stands on one of the node's is seen, in the pod; one that stands on the pod's own is none.
+// A pod's interface stacked on one of the node's is found, inside the pod; one stacked on the pod's own does not count.
 func TestStackedInterfaces(t *testing.T) {
 	t.Parallel()
 	n, pod := newNode(t)
@@ -76,7 +76,7 @@ func TestStackedInterfaces(t *testing.T) {
 	must(t, n)
 }
 
-// A datapath is known by the names of its programs, attached by tc, by tcx, and at a netkit; other programs are none.
+// A datapath is recognised by the names of its programs, attached by tc, by tcx, and to a netkit; other programs don't count.
 func TestPrograms(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, program, want string }{
@@ -112,7 +112,7 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
-// Where no program's name can be read, the datapath's own interfaces tell.
+// Where programs' names can't be read, the datapath is recognised by its own interfaces.
 func TestInterfacesOfADatapath(t *testing.T) {
 	t.Parallel()
 	n, _ := newNode(t)
@@ -152,7 +152,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// Each change of what is known is told, the first search's failure, too; what was seen before a failure still counts.
+// Each change of the result is reported, including a failure of the first search; what was found before a failure still counts.
 func TestWatchTells(t *testing.T) {
 	no := errors.New("no")
 	var told []string
@@ -162,7 +162,7 @@ func TestWatchTells(t *testing.T) {
 		err  error
 		want string
 	}{
-		{nil, no, "nobody has looked yet [] no"},
+		{nil, no, "not checked yet [] no"},
 		{nil, no, ""},
 		{[]string{"a"}, nil, "no [a] <nil>"},
 		{[]string{"a"}, nil, ""},

@@ -1,4 +1,4 @@
-// The interfaces of another network namespace, by netlink.
+// Reading the interfaces of another network namespace by netlink.
 
 package datapath
 
@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stackedIn names an interface of a kind that stands on one of another namespace, in the namespace that this one knows by an id
-// (IFLA_TARGET_NETNSID, net/core/rtnetlink.c); empty without one, or if the namespace is gone. It keeps none of the others in memory:
-// a pod may have thousands.
+// stackedIn finds a stacked interface whose lower device is in another namespace, inside the namespace that this one knows by
+// the id nsid (IFLA_TARGET_NETNSID, net/core/rtnetlink.c); empty if there is none, or the namespace is gone. It does not keep
+// the other interfaces in memory: a pod may have thousands.
 func stackedIn(nsid int) (kind, name string, err error) {
 	const skipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 	request := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
@@ -27,7 +27,7 @@ func stackedIn(nsid int) (kind, name string, err error) {
 			wrong = err
 			return false
 		}
-		if slices.Contains(stacked, l.Type()) && l.Attrs().NetNsID >= 0 { // else it stands on one of the pod's own
+		if slices.Contains(stacked, l.Type()) && l.Attrs().NetNsID >= 0 { // otherwise it is stacked on one of the pod's own
 			kind, name = l.Type(), l.Attrs().Name
 			return false
 		}
@@ -36,7 +36,7 @@ func stackedIn(nsid int) (kind, name string, err error) {
 	switch {
 	case kind != "" || wrong != nil:
 		return kind, name, wrong
-	case errors.Is(err, unix.EINVAL) || errors.Is(err, netlink.ErrDumpInterrupted): // it is gone, or changes; then it is asked again
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, netlink.ErrDumpInterrupted): // the namespace is gone, or changing; it will be read again
 		return "", "", nil
 	}
 	return "", "", err

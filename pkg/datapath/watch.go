@@ -1,4 +1,4 @@
-// The search again and again.
+// Repeating the search.
 
 package datapath
 
@@ -11,15 +11,15 @@ import (
 	"time"
 )
 
-// pause is the shortest time between two searches: each asks for the interfaces of every pod.
+// pause is the shortest time between two searches: each lists the interfaces of every pod.
 const pause = time.Second
 
-// ErrNotSearched is the Err of what was found before the first search.
-var ErrNotSearched = errors.New("nobody has looked yet")
+// ErrNotSearched is the Err before the first search.
+var ErrNotSearched = errors.New("not checked yet")
 
-// Found is what the last search came to.
+// Found is the result of the last search.
 type Found struct {
-	// Ways are those by which pods' packets go past FORWARD, each in words.
+	// Ways are the ways past FORWARD for pods' packets, in words.
 	Ways []string
 	// Err says why there may be others.
 	Err error
@@ -31,7 +31,7 @@ type Found struct {
 type Watch struct {
 	// Resync is the longest time between two searches.
 	Resync time.Duration
-	// Changed is called, from the goroutine of Run, when something else was found than the time before.
+	// Changed is called, on Run's goroutine, when the result differs from the last one.
 	Changed func(before, now Found)
 
 	list  func() (ways []string, err error)
@@ -47,8 +47,8 @@ func NewWatch(resync time.Duration, changed func(before, now Found)) *Watch {
 	return w
 }
 
-// Found returns what is known. It may be called from any goroutine. What was found longer ago than three resync periods, and three
-// pauses, is no proof that there is nothing else by now.
+// Found returns what is known. It may be called from any goroutine. A result older than three resync periods (or three pauses,
+// if that is longer) does not prove that there is nothing else by now.
 func (w *Watch) Found() Found {
 	f := *w.found.Load()
 	if age := time.Since(f.at); f.Err == nil && age > 3*max(w.Resync, pause) {
@@ -73,7 +73,7 @@ func (w *Watch) First(patience time.Duration) {
 	}
 }
 
-// Run searches until ctx ends. To be called once.
+// Run searches until ctx ends. It must be called only once.
 func (w *Watch) Run(ctx context.Context) {
 	resync := time.NewTicker(w.Resync)
 	defer resync.Stop()

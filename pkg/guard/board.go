@@ -1,5 +1,5 @@
-// The board: what is known of the layers, for everybody to read. A reading proves something only for as long as nothing
-// says that it may be out of date; so the board judges each by its age whenever it is asked.
+// The board: what is known of the layers, for everyone to read. A reading proves something only as long as nothing suggests
+// that it is out of date, so the board judges its age each time it is asked.
 
 package guard
 
@@ -15,27 +15,27 @@ import (
 // LayerStatus is what is known of one layer.
 type LayerStatus struct {
 	layer.ID
-	// Reading is what the last look found, or Unknown if that does not prove anything any more.
+	// Reading is what the last look found, or Unknown if that no longer proves anything.
 	layer.Reading
-	// At is when the layer was last read, Began when the look began that read it, and Verified when it was last read as stopping
-	// the pods' packets; zero if never.
+	// At is when the layer was last read, Began when that look began, and Verified when the layer was last found to stop the
+	// pods' packets; zero for never.
 	At, Began, Verified time.Time
-	// Contended: somebody keeps undoing the repairs.
+	// Contended: something keeps undoing the repairs.
 	Contended bool
 }
 
-// String is for a person: the layer, its state, and why.
+// String formats the layer, its state, and the reason, for people.
 func (l LayerStatus) String() string {
 	return strings.TrimSuffix(fmt.Sprintf("%s rules are %s: %s", l.ID, l.State, l.Detail), ": ")
 }
 
 const (
-	// A reading proves something for this many resync periods, and at least for minFresh: a keeper looks once in a period,
-	// unless it hangs.
+	// A reading proves something for this many resync periods, and for at least minFresh: a keeper looks once per period unless
+	// it hangs.
 	freshPeriods = 3
 	minFresh     = 3 * time.Second
-	// A wake says that something may have changed. One that has got no reading after wakeServed makes the state unknown: the
-	// keeper hangs, and nobody knows what has changed.
+	// A wake says that something may have changed. If no reading follows within wakeServed, the state is unknown: the keeper
+	// hangs, and nobody knows what has changed.
 	wakeServed = time.Second
 )
 
@@ -53,7 +53,7 @@ func (b *board) add(id layer.ID) *place {
 	return p
 }
 
-// status judges all places, and what else is known.
+// status judges all places, together with the evidence.
 func (b *board) status(now time.Time, e Evidence) Status {
 	var layers []LayerStatus
 	for _, p := range b.places {
@@ -62,15 +62,16 @@ func (b *board) status(now time.Time, e Evidence) Status {
 	return Judge(layers, e)
 }
 
-// place is one layer's: its keeper writes, anybody asks for looks and reads.
+// place is one layer's place on the board: its keeper writes to it; anyone may ask for looks and read it.
 type place struct {
 	mu    sync.Mutex
 	shown LayerStatus
-	// The oldest wake that no look has begun to answer, and the oldest that the current look is to answer; zero if none.
+	// The oldest wake that no look has started to answer, and the oldest that the current look will answer; zero if there is
+	// none.
 	waiting, current time.Time
 }
 
-// asked notes a wake.
+// asked records a wake.
 func (p *place) asked(at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -79,7 +80,7 @@ func (p *place) asked(at time.Time) {
 	}
 }
 
-// answering notes that a look begins: what is read from now on answers every wake so far.
+// answering records that a look begins: what is read from now on answers every wake so far.
 func (p *place) answering() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -89,14 +90,14 @@ func (p *place) answering() {
 	p.waiting = time.Time{}
 }
 
-// doubt shows, until the next reading, that what was read last may not be so any more.
+// doubt makes the state unknown until the next reading, because the last one may no longer hold.
 func (p *place) doubt(why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.shown.Reading.Forget(why)
 }
 
-// show puts up a reading, of a look from began to at.
+// show publishes a reading from a look that lasted from began to at.
 func (p *place) show(r layer.Reading, began, at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,7 +108,7 @@ func (p *place) show(r layer.Reading, began, at time.Time) {
 	}
 }
 
-// looked notes the end of a look.
+// looked records the end of a look.
 func (p *place) looked(contended bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -120,16 +121,16 @@ func (p *place) status(now time.Time, fresh time.Duration) LayerStatus {
 	l := p.shown
 	switch age, waited := now.Sub(l.At), p.waited(now); {
 	case l.At.IsZero():
-		l.State, l.Detail = layer.Unknown, "nobody has looked yet"
+		l.State, l.Detail = layer.Unknown, "not checked yet"
 	case (l.State.Protects() || l.NoPath) && waited > wakeServed:
-		l.Forget(fmt.Sprintf("something may have changed %s ago, and a look at it has not ended yet", waited.Round(time.Second)))
+		l.Forget(fmt.Sprintf("something may have changed %s ago, and the check of it has not finished yet", waited.Round(time.Second)))
 	case age > fresh:
-		l.Forget(fmt.Sprintf("the last look was %s ago, and what it found is out of date", age.Round(time.Second)))
+		l.Forget(fmt.Sprintf("the last look was %s ago, so what it found is out of date", age.Round(time.Second)))
 	}
 	return l
 }
 
-// waited is for how long the oldest wake has got no reading.
+// waited returns how long the oldest wake has been without a reading.
 func (p *place) waited(now time.Time) time.Duration {
 	switch {
 	case !p.current.IsZero():

@@ -9,7 +9,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// What was read is judged by what has happened since, to the moment.
+// A reading is judged by what has happened since, with exact times.
 func TestPlaceIsJudged(t *testing.T) {
 	const fresh = 30 * time.Second
 	start := time.Now()
@@ -28,8 +28,8 @@ func TestPlaceIsJudged(t *testing.T) {
 		state  layer.State
 		detail string // a part of it
 	}{
-		{"nobody has looked", nil, 0, layer.Unknown, "nobody has looked yet"},
-		{"woken and nobody has looked", steps{asked(0)}, 5000, layer.Unknown, "nobody has looked yet"},
+		{"nobody has looked", nil, 0, layer.Unknown, "not checked yet"},
+		{"woken and nobody has looked", steps{asked(0)}, 5000, layer.Unknown, "not checked yet"},
 		{"just fresh", steps{in}, 30000, layer.Enforced, ""},
 		{"just out of date", steps{in}, 30001, layer.Unknown, "the last look was 30s ago"},
 		{"a drift just fresh", steps{out}, 30000, layer.Missing, ""},
@@ -86,7 +86,7 @@ func TestVerified(t *testing.T) {
 	}
 }
 
-// That no packet of the family crosses the node is a proof as well.
+// It also counts as proof that no packet of the family crosses the node.
 func TestNoPathIsVerified(t *testing.T) {
 	now := time.Now()
 	p := newBoard(resync).add(layer.ID{})
@@ -96,7 +96,8 @@ func TestNoPathIsVerified(t *testing.T) {
 	}
 }
 
-// What was a proof is none when the reading may be out of date: neither that there is no path nor that any interface is covered.
+// A proof no longer counts when the reading may be out of date: neither that there is no path, nor that every interface is
+// covered.
 func TestProofsEnd(t *testing.T) {
 	now := time.Now()
 	for _, r := range []layer.Reading{

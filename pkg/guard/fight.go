@@ -1,20 +1,20 @@
-// How a fight with another agent is told from single accidents.
+// Telling a fight with another agent from isolated accidents.
 
 package guard
 
 import "time"
 
 const (
-	// A drift that comes within undoneWithin of a repair undoes it. That is a fight when fightCount of them have come in a
-	// row, over fightTime or longer: one start of dockerd or one reload of firewalld undoes as many within a few seconds,
-	// and is no fight. It is over when a repair has lasted for quietAfter.
+	// A drift within undoneWithin of a repair undoes that repair. It is a fight once fightCount of them came in a row, over at
+	// least fightTime: a restart of dockerd or a reload of firewalld undoes as many within a few seconds and is not a fight.
+	// The fight is over when a repair has lasted for quietAfter.
 	undoneWithin = 30 * time.Second
 	fightCount   = 4
 	fightTime    = 10 * time.Second
 	quietAfter   = time.Minute
 )
 
-// fight is another agent that wants the top of the chain too, or somebody who flushes in a loop.
+// fight tracks a fight: with another agent that also wants the top of the chain, or with something that flushes in a loop.
 type fight struct {
 	on         bool
 	undone     int
@@ -22,7 +22,7 @@ type fight struct {
 	lastRepair time.Time
 }
 
-// drifted notes a drift and reports whether it makes the fight begin.
+// drifted records a drift and reports whether it starts a fight.
 func (f *fight) drifted(now time.Time) (began bool) {
 	if now.Sub(f.lastRepair) > undoneWithin {
 		if !f.on {
@@ -41,7 +41,7 @@ func (f *fight) drifted(now time.Time) (began bool) {
 
 func (f *fight) repaired(now time.Time) { f.lastRepair = now }
 
-// over reports whether the fight has come to its end.
+// over reports whether the fight has ended.
 func (f *fight) over(now time.Time, drifted bool) bool {
 	return f.on && !drifted && now.Sub(f.lastRepair) >= quietAfter
 }

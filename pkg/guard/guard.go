@@ -1,6 +1,6 @@
-// Package guard keeps layers in force. Each layer of each family has a keeper of its own: one goroutine that looks at the
-// kernel, repairs what differs from the policy, reads back, and puts what it saw on the board. Nothing that happens to one
-// layer delays another. Everybody else only wakes keepers, or reads the board.
+// Package guard keeps layers in force. Each layer of each family has its own keeper: one goroutine that looks at the kernel,
+// repairs what differs from the policy, reads it back, and puts the result on the board. Nothing that happens to one layer
+// delays another. All other parts only wake keepers or read the board.
 package guard
 
 import (
@@ -15,27 +15,27 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// Layer is one way of keeping pods of one family from the endpoint, which can be read back from the kernel. Layers stand
-// beside each other and don't know of each other. One goroutine at a time calls a layer's methods.
+// Layer is one way of keeping pods of one family from the endpoint that can be read back from the kernel. Layers are
+// independent and don't know each other. Only one goroutine at a time calls a layer's methods.
 type Layer interface {
 	ID() layer.ID
-	// Look reads what there is, and changes nothing. What may take long is preceded by a call of doubt, if it is known by
-	// then that the last finding does not hold any more: from that moment on the state is unknown.
+	// Look reads what there is and changes nothing. Before anything that may take long, it calls doubt if it already knows that
+	// the last finding no longer holds: from then on the state is unknown.
 	Look(p policy.Policy, doubt func(why string)) layer.Finding
-	// Repair mends what a Look by the same policy found. Whether it did is for the next Look to say.
+	// Repair repairs what a Look with the same policy found. Whether that worked is for the next Look to say.
 	Repair(p policy.Policy, f layer.Finding) error
 }
 
-// Recorder is told of what happens; what is the case is in Status. Its methods must not block, and are called from the
-// goroutine of the layer's keeper.
+// Recorder is told about events; the current state is in Status. Its methods must not block, and are called on the goroutine of
+// the layer's keeper.
 type Recorder interface {
-	// Looked is called after every look, and after every reading back of a repair.
+	// Looked is called after every look, including the reading back after a repair.
 	Looked(id layer.ID)
-	// Drift is called when a look finds a layer in another state than the one before left it in.
+	// Drift is called when a look finds a layer in a state other than the one in which the last look left it.
 	Drift(id layer.ID, s layer.State)
-	// Repaired is called after every attempt, with the time since the look began that found the drift.
+	// Repaired is called after every repair attempt, with the time since the start of the look that found the drift.
 	Repaired(id layer.ID, ok bool, took time.Duration)
-	// Failed is called with every error that a look or a repair ended in.
+	// Failed is called with every error from a look or a repair.
 	Failed(id layer.ID, err error)
 }
 
@@ -47,11 +47,11 @@ type Config struct {
 	Resync   time.Duration
 	Recorder Recorder
 	Log      *slog.Logger
-	// Looked is called after every look, from the goroutine of the layer's keeper. It must not block.
+	// Looked is called after every look, on the goroutine of the layer's keeper. It must not block.
 	Looked func()
-	// Suspect names who may have caused a drift of a layer, for the log. It is asked when a look begins.
+	// Suspect names who may have caused a layer's drift, for the log. It is called when a look begins.
 	Suspect func(layer.ID) string
-	// Evidence tells what else is known, whenever the status is asked for. It must not block.
+	// Evidence returns what else is known; it is called whenever the status is asked for. It must not block.
 	Evidence func() Evidence
 }
 
@@ -61,7 +61,7 @@ type Guard struct {
 	board    *board
 	evidence func() Evidence
 	policy   atomic.Pointer[policy.Policy]
-	first    sync.WaitGroup // the keepers that have not looked yet
+	first    sync.WaitGroup // keepers whose first look is not over
 }
 
 // New makes a guard that has done nothing yet.
@@ -84,12 +84,12 @@ func New(c Config) *Guard {
 	return g
 }
 
-// Status is what is known now.
+// Status returns what is known now.
 func (g *Guard) Status() Status { return g.board.status(time.Now(), g.evidence()) }
 
-// Wake asks the keepers of the given layers for a look, of all if none is given. It never blocks, and any number of calls
-// before the look are one. A keeper that has nothing to do with what has changed had better sleep: it would compete for the
-// processor, and for legacy's lock, with the one that may have something to repair.
+// Wake asks the keepers of the given layers for a look, or all keepers if none is given. It never blocks, and any number of
+// calls before the look count as one. A keeper that is not affected by a change should not be woken: it would compete for the
+// processor, and for legacy's lock, with one that may have something to repair.
 func (g *Guard) Wake(layers ...layer.ID) {
 	for _, k := range g.keepers {
 		if len(layers) == 0 || slices.Contains(layers, k.id) {
@@ -98,13 +98,13 @@ func (g *Guard) Wake(layers ...layer.ID) {
 	}
 }
 
-// SetPolicy makes another policy the one to enforce, from each layer's next look on, which it asks for.
+// SetPolicy replaces the policy to enforce, effective from each layer's next look, which it requests.
 func (g *Guard) SetPolicy(p policy.Policy) {
 	g.policy.Store(&p)
 	g.Wake()
 }
 
-// Run keeps all layers until ctx ends. It changes nothing on its way out: what is in force stays. To be called once.
+// Run keeps all layers until ctx ends. It changes nothing when it returns: what is in force stays. It must be called only once.
 func (g *Guard) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, k := range g.keepers {
@@ -113,8 +113,8 @@ func (g *Guard) Run(ctx context.Context) {
 	wg.Wait()
 }
 
-// First returns after every layer's first look, with its repair, or after the patience given: a layer that hangs must hold
-// up the watching of the others no longer.
+// First returns after every layer's first look and its repair, or after the given patience: a layer that hangs must not delay
+// watching the others for longer.
 func (g *Guard) First(patience time.Duration) {
 	done := make(chan struct{})
 	go func() {

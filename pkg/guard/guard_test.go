@@ -269,7 +269,7 @@ func TestUntidyForEver(t *testing.T) {
 			t.Error("the fight does not show")
 		}
 	}, layer.Enforced)
-	if n := strings.Count(log, "somebody keeps undoing"); n != 1 || rec.errors == 0 {
+	if n := strings.Count(log, "something keeps undoing"); n != 1 || rec.errors == 0 {
 		t.Errorf("the fight was said %d times, %d repairs failed", n, rec.errors)
 	}
 	if n := strings.Count(log, "\n"); n > 15 {
@@ -277,7 +277,7 @@ func TestUntidyForEver(t *testing.T) {
 	}
 }
 
-// A neighbour that shadows ours again and again is answered at once, then at a bounded rate, and the log stays short.
+// A neighbour that keeps shadowing our rule is answered at once, then at a limited rate, and the log stays short.
 func TestLeakingForEver(t *testing.T) {
 	_, log := running(t, func(g test) {
 		g.l.set(func() { g.l.state, g.l.undo = leaking, leaking })
@@ -295,7 +295,7 @@ func TestLeakingForEver(t *testing.T) {
 			t.Error("not protected after the fight, or the fight goes on")
 		}
 	}, layer.Enforced)
-	if began, ended := strings.Count(log, "somebody keeps undoing"), strings.Count(log, "nobody undoes"); began != 1 || ended != 1 {
+	if began, ended := strings.Count(log, "something keeps undoing"), strings.Count(log, "no longer being undone"); began != 1 || ended != 1 {
 		t.Errorf("the fight was said %d times, its end %d times", began, ended)
 	}
 	if n := strings.Count(log, "\n"); n > 20 {
@@ -303,7 +303,8 @@ func TestLeakingForEver(t *testing.T) {
 	}
 }
 
-// Another program's start moves rules a dozen times within a few seconds, each undoing a repair, and is then done: no fight.
+// The start of another program moves rules a dozen times within a few seconds, undoing a repair each time, and is then over:
+// that is not a fight.
 func TestBusyStartIsNoFight(t *testing.T) {
 	_, log := running(t, func(g test) {
 		for range 12 {
@@ -322,7 +323,7 @@ func TestBusyStartIsNoFight(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 		}
 	}, layer.Enforced)
-	if strings.Contains(log, "somebody keeps undoing") {
+	if strings.Contains(log, "something keeps undoing") {
 		t.Errorf("it was called a fight:\n%s", log)
 	}
 	if n := strings.Count(log, "rules drifted"); n == 0 || n > 2*(linesBurst+1) {
@@ -353,8 +354,8 @@ func TestFailedRepairsBackOff(t *testing.T) {
 	}
 }
 
-// In a fight a repair now and then fails because the chain has just changed. One that is accepted ends the back-off, even if
-// it is undone before it is read back: else the pauses would only ever grow.
+// In a fight, a repair fails now and then because the chain has just changed. One that succeeds ends the back-off, even if it
+// is undone before it is read back; otherwise the pauses would only ever grow.
 func TestAcceptedRepairEndsTheBackOff(t *testing.T) {
 	running(t, func(g test) {
 		g.l.set(func() { g.l.state, g.l.failing = layer.Missing, errors.New("no") })
@@ -420,7 +421,7 @@ func TestDriftShowsDuringTheRepair(t *testing.T) {
 	}
 }
 
-// A layer that hangs delays no other, and is unknown a second after it was woken in vain.
+// A layer that hangs delays no other, and becomes unknown a second after a wake that it did not answer.
 func TestHangingLayerDelaysNoOther(t *testing.T) {
 	running(t, func(g test) {
 		other := g.keepers[1].layer.(*fakeLayer)
@@ -486,7 +487,7 @@ func TestWakeOfALayer(t *testing.T) {
 	})
 }
 
-// A wake that comes in the middle of a look counts from then on, and not from the look's begin.
+// A wake in the middle of a look counts from that moment, and not from the start of the look.
 func TestWakeDuringALook(t *testing.T) {
 	running(t, func(g test) {
 		hang := make(chan struct{})
@@ -535,7 +536,7 @@ func TestDoubtCountsAtOnce(t *testing.T) {
 	}, layer.Enforced)
 }
 
-// Another place, such as another backend, has yet to be installed in: that is no drift.
+// In a new place, such as another backend, the rules are not installed yet: that is not a drift.
 func TestNewPlaceIsNoDrift(t *testing.T) {
 	g := newTest(layer.Missing)
 	g.look()
@@ -554,7 +555,7 @@ func TestNewPlaceIsNoDrift(t *testing.T) {
 	}
 }
 
-// Nor is it one, or a failed repair, if the place is another once what was lost in the old one has been put back.
+// Nor is it a drift or a failed repair if the place changes after what was lost in the old one has been put back.
 func TestNewPlaceAfterARepair(t *testing.T) {
 	g := newTest(layer.Enforced)
 	g.look()
@@ -585,8 +586,8 @@ func TestPolicyIsReplacedWhileRunning(t *testing.T) {
 	}, layer.Enforced)
 }
 
-// Paths are protected, not layers: each family by one layer of it. A layer that the node can't have stops nothing; a family that
-// no packet crosses the node in needs none. A layer of sockets closes none.
+// Paths are protected, not layers: each family by one of its layers. An unsupported layer stops nothing; a family of which no
+// packet crosses the node needs no layer. A layer of sockets never closes a path alone.
 func TestJudge(t *testing.T) {
 	var (
 		in      = layer.Reading{State: layer.Enforced}
@@ -653,8 +654,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// What is known beside the layers: with a way past FORWARD sockets have to be refused as well, in each family; while it is not known
-// whether there is one, nobody can tell; and an answer to a packet of our own outweighs every reading.
+// The evidence beside the layers: with a way past FORWARD, sockets have to be refused as well, in each family; as long as it is
+// not known whether there is one, the result is unknown; and an answered probe outweighs every reading.
 func TestJudgeByEvidence(t *testing.T) {
 	var (
 		in             = layer.Reading{State: layer.Enforced, AnyInterface: true}

@@ -1,4 +1,4 @@
-// What follows from the layers' states, and from what else is known of the node.
+// What follows from the layers' states and from the other evidence about the node.
 
 package guard
 
@@ -10,40 +10,41 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// Evidence is what is known of the node beside the layers' readings.
+// Evidence is what is known about the node in addition to the layers' readings.
 type Evidence struct {
-	// Bypasses are the ways of pods' packets past the hook FORWARD that were seen on the node, in words. What goes by one, only
-	// a layer that refuses sockets stops.
+	// Bypasses are the ways past the FORWARD hook for pods' packets that were found on the node, in words. Only a layer that
+	// refuses sockets stops what goes that way.
 	Bypasses []string
 	// Unsearched says why it is not known whether there are any.
 	Unsearched error
-	// Answered says which packet of our own was let through, whatever was read back; Connected, which socket. Empty for none.
+	// Answered says which probe packet was let through, and Connected which probe socket, whatever was read back. Empty for
+	// none.
 	Answered, Connected string
-	// NotProbed says why no such packet could be sent.
+	// NotProbed says why no probe could be sent.
 	NotProbed error
-	// Auditing: nothing is to be stopped. Blocking names what does all the same.
+	// Auditing: nothing is meant to be stopped. Blocking names what blocks all the same.
 	Auditing bool
 	Blocking []string
-	// Unlisted says why pods in the node's network are let through that were not to be, if they are.
+	// Unlisted says why hostNetwork pods that should be blocked are let through, if they are.
 	Unlisted error
 }
 
-// Status is what is known of all layers at one moment, and what follows from it. Paths are protected, not layers: what the
-// node forwards in a family is closed by any one of the family's layers that stop packets; where there is a way past FORWARD,
-// it is closed by one that refuses sockets.
+// Status is what is known about all layers at one moment, and what follows from it. It is paths that are protected, not layers:
+// what the node forwards in a family is stopped by any one of the family's packet layers; a way past FORWARD is closed by a
+// layer that refuses sockets.
 type Status struct {
 	Layers []LayerStatus
 	Evidence
-	// Protected: every path of every family is closed by at least one layer that was read back from the kernel, not too long ago,
-	// and nothing says that this has changed.
+	// Protected: every path in every family is closed by at least one layer that was recently read back from the kernel, and
+	// nothing suggests that this has changed.
 	Protected bool
-	// Forward: what the node forwards is stopped so, in every family; AnyInterface: by whatever interface it comes in, not only by
-	// those that the policy names.
+	// Forward: this is so for what the node forwards, in every family. AnyInterface: it is so whatever interface a packet comes
+	// in by, not only for those that the policy names.
 	Forward, AnyInterface bool
-	// Open: at least one path is known not to be closed. If neither this nor Protected, nobody can tell.
+	// Open: at least one path is known not to be closed. If neither this nor Protected is set, it is not known.
 	Open bool
-	// Degraded: a layer that the node can have is not known to be in force, or no packet of our own could be sent, or pods in the
-	// node's network are let through that were not to be.
+	// Degraded: a layer that the node supports is not known to be in force, or no probe could be sent, or hostNetwork pods that
+	// should be blocked are let through.
 	Degraded bool
 }
 
@@ -57,8 +58,8 @@ func (p *path) add(l LayerStatus) {
 	p.unknown = p.unknown || l.State == layer.Unknown
 }
 
-// Judge says what follows. A family that no packet crosses the node in needs no layer, but one family has to be left. A layer of
-// sockets alone never closes the forwarding path: what it misses comes by there.
+// Judge draws the conclusions. A family of which no packet crosses the node needs no layer, but at least one family has to be
+// stopped by one. A layer of sockets alone never closes the forwarding path, since what it misses goes that way.
 func Judge(layers []LayerStatus, e Evidence) Status {
 	s := Status{Layers: layers, Evidence: e}
 	forward, sockets := map[imds.Family]path{}, map[imds.Family]path{}
@@ -95,33 +96,34 @@ func Judge(layers []LayerStatus, e Evidence) Status {
 	return s
 }
 
-// Reasons say, for a person, what else there is to know than the layers' states: what is open, or what would be without a layer.
+// Reasons says in words what else there is to know beside the layers' states: what is open, or what would be open without some
+// layer.
 func (s Status) Reasons() (reasons []string) {
 	if s.Auditing && len(s.Blocking) > 0 {
-		reasons = append(reasons, fmt.Sprintf("rules like those of imds-guard are in FORWARD (%s) and block pods in audit mode, too: "+
-			"they are an admin's, or were not recorded; `imds-guard cleanup` removes them", strings.Join(s.Blocking, ", ")))
+		reasons = append(reasons, fmt.Sprintf("rules like those of imds-guard are in FORWARD (%s) and block pods even in audit mode: "+
+			"an admin added them, or they were not recorded; `imds-guard cleanup` removes them", strings.Join(s.Blocking, ", ")))
 	}
 	if s.Auditing {
 		reasons = append(reasons, "imds-guard runs in audit mode: it blocks nothing and counts who asks (`imds-guard report`)")
 	}
 	if s.Answered != "" {
-		reasons = append(reasons, "a packet of our own was let through: "+s.Answered)
+		reasons = append(reasons, "a probe was let through: "+s.Answered)
 	}
 	if s.Connected != "" {
-		reasons = append(reasons, "a socket of our own was not refused: "+s.Connected)
+		reasons = append(reasons, "a probe's socket was not refused: "+s.Connected)
 	}
 	if len(s.Bypasses) > 0 {
-		reasons = append(reasons, fmt.Sprintf("pods' packets go past FORWARD (%s), where only the layer cgroup stops them, and no raw frames (AF_PACKET)",
+		reasons = append(reasons, fmt.Sprintf("pods' packets bypass FORWARD (%s); there, only the cgroup layer stops them, and raw frames (AF_PACKET) are not stopped",
 			strings.Join(s.Bypasses, ", ")))
 	}
 	if s.Unsearched != nil {
-		reasons = append(reasons, "whether pods' packets go past FORWARD is not known: "+s.Unsearched.Error())
+		reasons = append(reasons, "it is not known whether pods' packets bypass FORWARD: "+s.Unsearched.Error())
 	}
 	if s.Unlisted != nil {
-		reasons = append(reasons, "pods in the node's network are let through: "+s.Unlisted.Error())
+		reasons = append(reasons, "hostNetwork pods are let through: "+s.Unlisted.Error())
 	}
 	if s.NotProbed != nil {
-		reasons = append(reasons, "no packet of our own could be sent: "+s.NotProbed.Error())
+		reasons = append(reasons, "no probe could be sent: "+s.NotProbed.Error())
 	}
 	return reasons
 }

@@ -1,4 +1,4 @@
-// One layer's keeper: when to look and to repair, and what to say of it.
+// One layer's keeper: when to look, when to repair, and what to report.
 
 package guard
 
@@ -13,32 +13,32 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// Looks that were asked for are done at once up to burst, then at this rate: a look may cost some milliseconds of forked
-// commands, and another agent may write rules a thousand times a second.
+// Requested looks happen at once up to the burst, then at this rate: a look may cost milliseconds for forked commands, and
+// another agent may write rules a thousand times a second.
 const (
 	looksPerSecond = 20
 	looksBurst     = 50
 )
 
-// Lines about single drifts and their repairs are written at once up to burst, then at this rate: another program's start
-// may move rules a dozen times, and be over before that is a fight.
+// Lines about single drifts and their repairs are written at once up to the burst, then at this rate: the start of another
+// program may move rules a dozen times and be over before it counts as a fight.
 const (
 	linesEvery = 10 * time.Second
 	linesBurst = 3
 )
 
-// keeper owns a layer. All but Wake and the id belongs to the goroutine of run.
+// keeper owns a layer. Everything except Wake and id belongs to run's goroutine.
 type keeper struct {
 	*Config
 	layer  Layer
-	id     layer.ID     // the layer's, for those who must not call it
-	log    *slog.Logger // names the layer
+	id     layer.ID     // the layer's, for goroutines that must not call the layer
+	log    *slog.Logger // includes the layer's name and family
 	policy func() *policy.Policy
 	place  *place
 	wake   chan struct{}
 	looks  *rate.Limiter
 	lines  *rate.Limiter // about drifts
-	notes  *rate.Limiter // about details of a state that is none
+	notes  *rate.Limiter // about details of states that are no drift
 
 	last  layer.State // as the last look, with its repair, left it; zero before the first, and in a new place
 	where string      // the Place of the last reading
@@ -70,7 +70,7 @@ func (k *keeper) Wake() {
 	}
 }
 
-// run looks whenever it is woken, a repair is due, or the resync period is over, until ctx ends. looked is called once,
+// run looks whenever it is woken, a repair is due, or the resync period has passed, until ctx ends. looked is called once,
 // after the first look.
 func (k *keeper) run(ctx context.Context, looked func()) {
 	timer := time.NewTimer(k.look())
@@ -90,8 +90,8 @@ func (k *keeper) run(ctx context.Context, looked func()) {
 	}
 }
 
-// look looks once, repairs what it may, reads that back, and returns after what time to look again. What is missing is put
-// back before anything else is done, be it a line in the log: packets pass meanwhile.
+// look looks once, repairs what it may, reads that back, and returns when to look again. What is missing is put back before
+// anything else is done, even before a log line is written, because packets get through in the meantime.
 func (k *keeper) look() (again time.Duration) {
 	began, suspect, p := time.Now(), k.Suspect(k.id), *k.policy()
 	k.place.answering()
@@ -118,7 +118,7 @@ func (k *keeper) look() (again time.Duration) {
 		if now.Place == found.Place {
 			again = k.judge(found.Reading, now, err, time.Since(began), suspect)
 		} else {
-			again = minRetry // that the rules are not in a new place yet says nothing of the repair
+			again = minRetry // missing rules in a new place say nothing about the repair
 		}
 	}
 	if found.Again > 0 {
@@ -130,7 +130,7 @@ func (k *keeper) look() (again time.Duration) {
 	return again
 }
 
-// read looks and puts what was found on the board, before anything that may take long.
+// read looks and puts the result on the board, before anything else that may take long.
 func (k *keeper) read(p policy.Policy) layer.Finding {
 	began := time.Now()
 	f := k.layer.Look(p, k.place.doubt)
@@ -142,24 +142,24 @@ func (k *keeper) read(p policy.Policy) layer.Finding {
 	return f
 }
 
-// drifted counts and reports a drift, once for as long as it lasts. That the rules are not there yet when the agent starts
-// on a new node is no drift.
+// drifted counts and reports a drift, once for as long as it lasts. On a new node, where the rules are not there yet when the
+// agent starts, that is not a drift.
 func (k *keeper) drifted(r layer.Reading, suspect string) {
 	if k.last == (layer.State{}) && r.State == layer.Missing {
 		return
 	}
 	k.Recorder.Drift(k.id, r.State)
 	if r.State != layer.Unknown && k.fight.drifted(time.Now()) {
-		k.log.Warn("somebody keeps undoing the repairs; they go on, at a bounded rate, and are not logged one by one",
+		k.log.Warn("something keeps undoing the repairs; they continue at a limited rate and are not logged one by one",
 			"reason", r.State, "detail", r.Detail, "suspect", suspect)
 	}
-	// That it can't be read is no move in a fight, and it stays until somebody looks.
+	// A state that can't be read is not part of a fight, and persists until somebody looks into it.
 	k.loud = r.State == layer.Unknown || !k.fight.on && k.lines.Allow()
 	k.log.Log(context.Background(), k.level(slog.LevelWarn), "rules drifted",
 		"reason", r.State, "detail", r.Detail, "suspect", suspect)
 }
 
-// level keeps the log quiet while repairs are being undone.
+// level keeps the log quiet during a fight.
 func (k *keeper) level(normal slog.Level) slog.Level {
 	if k.loud {
 		return normal
@@ -167,7 +167,7 @@ func (k *keeper) level(normal slog.Level) slog.Level {
 	return slog.LevelDebug
 }
 
-// judge says what came of the repair of found, now being what was read after it, and returns when to look again.
+// judge records the outcome of the repair of found, where now is what was read after it, and returns when to look again.
 func (k *keeper) judge(found, now layer.Reading, err error, took time.Duration, suspect string) (again time.Duration) {
 	ok := err == nil && !now.State.Drifted()
 	install := k.last == (layer.State{}) && found.State == layer.Missing
@@ -190,7 +190,7 @@ func (k *keeper) judge(found, now layer.Reading, err error, took time.Duration, 
 	}
 	k.fight.repaired(time.Now())
 	if !ok {
-		// The repair was accepted, and somebody was quicker than the reading.
+		// The repair succeeded, but something undid it before it was read back.
 		k.drifted(now, suspect)
 		return minRetry
 	}
@@ -198,14 +198,14 @@ func (k *keeper) judge(found, now layer.Reading, err error, took time.Duration, 
 	return k.Resync
 }
 
-// settled notes what the look has left behind.
+// settled records the state at the end of the look.
 func (k *keeper) settled(r layer.Reading) {
 	drifted := r.State.Drifted()
 	if !drifted {
 		k.pacer.failures = 0
 	}
 	if k.fight.over(time.Now(), drifted) {
-		k.log.Info("nobody undoes the repairs any more", "undone", k.fight.undone)
+		k.log.Info("the repairs are no longer being undone", "undone", k.fight.undone)
 		k.fight = fight{}
 	}
 	if k.last == layer.Unknown && !drifted {
@@ -218,7 +218,7 @@ func (k *keeper) settled(r layer.Reading) {
 		case r.NoPath:
 			what = "there is nothing to enforce"
 		case r.State == layer.Unsupported:
-			what = "the node can't have this layer"
+			what = "this node does not support the layer"
 		}
 		k.log.Info(what, "state", r.State, "detail", r.Detail)
 	}

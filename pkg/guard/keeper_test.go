@@ -14,7 +14,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// After what time a keeper looks again, and what it counts, by what a look finds and what comes of the repair.
+// When a keeper looks again, and what it counts, by what a look finds and what the repair comes to.
 func TestOneLook(t *testing.T) {
 	broken := errors.New("broken")
 	type states = map[layer.State]int
@@ -127,7 +127,7 @@ func TestSuspectAndTime(t *testing.T) {
 	})
 }
 
-// A repair that holds for some seconds each time is a fight all the same, is not logged one by one, and comes to an end.
+// A fight in which each repair lasts a few seconds is still a fight; it is not logged one by one, and comes to an end.
 func TestFightOverRepairsThatHold(t *testing.T) {
 	_, log := running(t, func(g test) {
 		undo := func() {
@@ -168,7 +168,7 @@ func TestFightOverRepairsThatHold(t *testing.T) {
 	}
 }
 
-// That nothing can be read now and then undoes no repair, however soon after one it comes.
+// A reading that fails now and then does not undo a repair, however soon after one it comes.
 func TestUnreadableIsNoFight(t *testing.T) {
 	_, log := running(t, func(g test) {
 		become := func(s layer.State) {
@@ -186,12 +186,12 @@ func TestUnreadableIsNoFight(t *testing.T) {
 			}
 		}
 	}, layer.Enforced)
-	if strings.Contains(log, "somebody keeps undoing") {
+	if strings.Contains(log, "something keeps undoing") {
 		t.Errorf("it was called a fight:\n%s", log)
 	}
 }
 
-// Of single drifts, the first few are logged at once, then one in a while. That nothing can be read is always logged.
+// Single drifts are logged at once at first, then only now and then. A failed reading is always logged.
 func TestLinesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTest(layer.Enforced)
@@ -224,7 +224,7 @@ func TestLinesAreBounded(t *testing.T) {
 	})
 }
 
-// A detail that changes all the time is said a few times at once, then one in a while.
+// A detail that keeps changing is logged a few times at once, then only now and then.
 func TestNotesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTest(layer.Enforced)
@@ -250,7 +250,7 @@ func TestNotesAreBounded(t *testing.T) {
 	})
 }
 
-// What is noteworthy about rules that are in force is said once, whenever it changes.
+// What is unusual about rules in force is logged once, whenever it changes.
 func TestNotesAndReadingAgain(t *testing.T) {
 	g := newTest(layer.Enforced)
 	for _, c := range []struct {
@@ -261,7 +261,7 @@ func TestNotesAndReadingAgain(t *testing.T) {
 		{layer.Enforced, "", ""},
 		{layer.Enforced, "by one witness", "INFO rules are in force"},
 		{layer.Enforced, "by one witness", ""},
-		{layer.Unsupported, "another", "INFO the node can't have this layer"},
+		{layer.Unsupported, "another", "INFO this node does not support the layer"},
 		{layer.Unknown, "unreadable", "WARN rules drifted"},
 		{layer.Unknown, "still unreadable", ""},
 		{layer.Enforced, "another", "INFO rules can be read again"},
@@ -278,7 +278,7 @@ func TestNotesAndReadingAgain(t *testing.T) {
 	}
 }
 
-// That there is nothing to enforce is no want of the node's.
+// Having nothing to enforce is not logged as a lack of support.
 func TestNoteOfNoPath(t *testing.T) {
 	g := newTest(layer.Unsupported)
 	g.l.noPath, g.l.detail = true, "no IPv6 here"
@@ -288,7 +288,7 @@ func TestNoteOfNoPath(t *testing.T) {
 	}
 }
 
-// Whoever mends the rules, the next failure is one of its own: it is said, and its pause is short.
+// Whoever repaired the rules, the next failure is a new one: it is logged, and its pause is short.
 func TestMendedBySomebodyElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTest(layer.Enforced)
@@ -345,7 +345,7 @@ func TestLookThatWaitsAtTheEnd(t *testing.T) {
 	})
 }
 
-// Run does not return while a look is under way: nobody may believe that nothing is written any more.
+// Run does not return during a look, so that nothing is written after it has returned.
 func TestRunWaitsForItsKeepers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTest(layer.Enforced, layer.Enforced)
@@ -368,7 +368,7 @@ func TestRunWaitsForItsKeepers(t *testing.T) {
 	})
 }
 
-// What a caller gives is called, and what he does not give is not missed.
+// Functions that the caller sets are called, and those left nil are not needed.
 func TestCallbacks(t *testing.T) {
 	looked := 0
 	l := &fakeLayer{state: layer.Enforced}

@@ -1,4 +1,4 @@
-// How often a layer may be repaired.
+// Pacing: how often a layer may be repaired.
 
 package guard
 
@@ -9,21 +9,22 @@ import (
 )
 
 const (
-	// Repairs of a state that lets packets through are done at once up to burst, then at this rate, at which two agents
-	// that both want the top of the chain cost a few per cent of a core for as long as they fight.
+	// States that let packets through are repaired at once up to the burst, then at this rate. At this rate, two agents that
+	// both want the top of the chain use a few per cent of a core for as long as they fight.
 	urgentPerSecond = 5
 	urgentBurst     = 100
-	// calmPeriod is the pause between repairs of a state in which packets are stopped all the same.
+	// calmPeriod is the pause between repairs of a state in which packets are stopped anyway.
 	calmPeriod = 10 * time.Second
-	// The pause after a failed repair doubles from minRetry to maxRetry. It is short, since packets may pass meanwhile.
+	// The pause after a failed repair doubles from minRetry to maxRetry. It is kept short, since packets may get through
+	// meanwhile.
 	minRetry = 10 * time.Millisecond
 	maxRetry = 2 * time.Second
 )
 
-// pacer holds repairs back.
+// pacer limits the rate of repairs.
 type pacer struct {
 	urgent, calm *rate.Limiter
-	// The pause after failed repairs is for what they failed at, and holds up nothing else.
+	// The pause after failed repairs applies only to what they failed at, and delays nothing else.
 	failures  int
 	failedAt  string
 	notBefore time.Time
@@ -36,7 +37,7 @@ func newPacer() pacer {
 	}
 }
 
-// wait returns how long a repair of something, in words, has to wait; with zero it is allowed, and counted.
+// wait returns how long a repair has to wait, where what describes the fault; if it is zero, the repair is allowed and counted.
 func (p *pacer) wait(urgent bool, what string) time.Duration {
 	if what != p.failedAt {
 		p.failures, p.notBefore = 0, time.Time{}
@@ -56,7 +57,7 @@ func (p *pacer) wait(urgent bool, what string) time.Duration {
 	return 0
 }
 
-// failed notes a repair that did not work and returns the pause before the next.
+// failed records a failed repair and returns the pause before the next.
 func (p *pacer) failed(at string) time.Duration {
 	p.failedAt = at
 	pause := maxRetry

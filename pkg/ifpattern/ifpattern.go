@@ -1,4 +1,4 @@
-// Package ifpattern is the interface pattern of iptables: a name, or a prefix followed by a plus sign.
+// Package ifpattern implements iptables' interface patterns: a name, or a prefix followed by a plus sign.
 package ifpattern
 
 import (
@@ -22,7 +22,7 @@ func Parse(s string) (Pattern, error) {
 	case s == "":
 		return Pattern{}, errors.New("the pattern is empty; write an interface name such as eni+ (a trailing + is a wildcard)")
 	case body == "":
-		return Pattern{}, errors.New("+ alone would match every interface, the node's uplink too; put a prefix before it, such as eni+")
+		return Pattern{}, errors.New("+ alone would match every interface, including the node's uplink; put a prefix before it, such as eni+")
 	case len(s) > MaxLen:
 		return Pattern{}, fmt.Errorf("%q has %d characters; Linux interface names have at most %d", s, len(s), MaxLen)
 	case body == "." || body == ".." || body[0] == '-':
@@ -36,13 +36,13 @@ func Parse(s string) (Pattern, error) {
 	return Pattern{s}, nil
 }
 
-// nameByte leaves out what the kernel refuses (slash, colon, white space: net/core/dev.c, dev_valid_name), what iptables
-// reads as something else (! and an inner +), what `ip link` prints behind a name (@), and whatever no CNI uses.
+// nameByte excludes what the kernel refuses (slash, colon, white space: net/core/dev.c, dev_valid_name), what iptables
+// interprets (! and an inner +), what `ip link` prints after a name (@), and whatever no CNI uses.
 func nameByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-'
 }
 
-// String is the pattern as iptables prints it.
+// String returns the pattern as iptables prints it.
 func (p Pattern) String() string { return p.text }
 
 // Match reports whether a pattern, in iptables syntax but not necessarily valid here, matches an interface's name.

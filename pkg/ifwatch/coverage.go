@@ -16,7 +16,7 @@ func Uncovered(interfaces []Interface, patterns []ifpattern.Pattern) []Interface
 	})
 }
 
-// prefixes are the beginnings of names after which comes a part that differs from pod to pod.
+// prefixes are the beginnings of names whose rest differs from pod to pod.
 var prefixes = []string{"eni", "vlan", "cali", "lxc", "knet", "veth", "br-", "cni"}
 
 // Fix says what to do so that a pattern covers an interface.
@@ -27,7 +27,7 @@ func Fix(name string) string {
 	}
 	p, err := ifpattern.Parse(text)
 	if err != nil { // the kernel allows names that the configuration doesn't: with a comma, a quote, a plus in the middle
-		return "no --interface value can name it; rename the interface"
+		return "no --interface value can match it; rename the interface"
 	}
 	return "add --interface " + p.String()
 }

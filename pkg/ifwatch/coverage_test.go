@@ -25,7 +25,7 @@ func TestUncovered(t *testing.T) {
 
 const (
 	add    = "add --interface "
-	rename = "no --interface value can name it; rename the interface"
+	rename = "no --interface value can match it; rename the interface"
 )
 
 func TestFix(t *testing.T) {

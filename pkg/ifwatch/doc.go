@@ -1,3 +1,3 @@
-// Package ifwatch turns netlink into a picture of the interfaces by which packets of pods enter FORWARD, and says which of
+// Package ifwatch uses netlink to keep a picture of the interfaces through which pods' packets enter FORWARD, and says which of
 // them no --interface pattern matches.
 package ifwatch

@@ -10,21 +10,21 @@ import (
 	"github.com/imds-guard/imds-guard/internal/nldump"
 )
 
-// Interface is one by which packets enter FORWARD: the one that `-i` has to match there.
+// Interface is one through which packets enter FORWARD: the one that `-i` has to match there.
 type Interface struct {
 	Name string
 	// Kind is the kernel's name of its type, e.g. veth or bridge.
 	Kind string
 }
 
-// Picture is what was listed last.
+// Picture is the result of the last listing.
 type Picture struct {
-	// Interfaces are the pod-side ones: those by which the packets of pods enter FORWARD.
+	// Interfaces are the pod-side ones: those through which pods' packets enter FORWARD.
 	Interfaces []Interface
-	// Tunnels are those by which packets enter FORWARD that came to the node inside of other packets, from pods too. Their
-	// Kind is the tunnel's, also where a bridge, say, stands for the tunnel.
+	// Tunnels are those through which packets enter FORWARD that came to the node inside other packets, possibly from pods.
+	// Kind is the tunnel's, even where another interface, such as a bridge, takes the tunnel's place.
 	Tunnels []Interface
-	// Err says why all of this may be different by now.
+	// Err says why this may be out of date.
 	Err error
 }
 

@@ -65,8 +65,12 @@ func TestWhichInterfacesLeadToPods(t *testing.T) {
 			ip link add veth1 type veth peer name y1 netns pod; ip link set veth1 master lan
 			ip link add link lan name shim type macvlan mode bridge`, []string{"lan", "shim"}},
 		{"a macvlan on the uplink", "ip link add link eth0 name shim type macvlan mode bridge", nil},
-		{"known names, whatever their type", "for i in cni0 cbr0 docker0 cali0123456789a lxc0a1b2c3d; do ip link add $i type bridge; done",
-			[]string{"cali0123456789a", "cbr0", "cni0", "docker0", "lxc0a1b2c3d"}},
+		{"known names, whatever their type", `n=0; for i in cni0 cbr0 docker0 cali0123456789a lxc0a1b2c3d; do
+			ip link add $i type veth peer name p$((n+=1)); done`, []string{"cali0123456789a", "cbr0", "cni0", "docker0", "lxc0a1b2c3d"}},
+		{"bridges by known names that nobody is behind",
+			"for i in cni0 cbr0 docker0 br-0123456789ab; do ip link add $i type bridge; done", nil},
+		{"a bridge by a known name, and a port whose other end doesn't say whether it is a pod's",
+			"ip link add docker0 type bridge; ip link add x type veth peer name y; ip link set x master docker0", []string{"docker0"}},
 		{"names that only begin alike", "for i in cni calico enis vlan100 eni0; do ip link add $i type bridge; done", nil},
 		{"an uplink bridge with a pod", `ip link add br0 type bridge; ip link add veth1 type veth peer name y1 netns pod
 			ip link set veth1 master br0; ip addr add 10.9.0.2/24 dev br0; ip link set br0 up

@@ -14,12 +14,18 @@ import (
 //   - cni0, cbr0, docker0, br-…: the bridges of flannel and the bridge plugin, kubenet, and Docker.
 var cniNames = regexp.MustCompile(`^((eni|vlan)[0-9a-f]{11}|cali[0-9a-f]+|lxc[0-9a-f_]+|knet[0-9a-f]+|cni[0-9]+|cbr0|docker0|br-[0-9a-f]{12})$`)
 
-// podSide picks the interfaces by which packets of pods enter FORWARD. An uplink is none, whatever else it is.
+// podSide picks the interfaces through which pods' packets enter FORWARD. An uplink never counts, whatever else it is.
+// Nor does a bridge without a port: Docker creates docker0 whether or not it ever runs a container.
 func podSide(links []netlink.Link, uplinks map[int]bool) []Interface {
 	var toPods []int
+	bridged := map[int]bool{} // the masters that have a port
+	for _, l := range links {
+		bridged[l.Attrs().MasterIndex] = true
+	}
 	for _, l := range links {
 		a := l.Attrs()
-		if !uplinks[a.Index] && (hasPeerElsewhere(l) || cniNames.MatchString(a.Name)) {
+		named := cniNames.MatchString(a.Name) && (l.Type() != "bridge" || bridged[a.Index])
+		if !uplinks[a.Index] && (hasPeerElsewhere(l) || named) {
 			toPods = append(toPods, a.Index)
 		}
 	}

@@ -1,5 +1,5 @@
-// Which interfaces are uplinks: they lead out of the node, not to pods, even where they look the same (the eth0 of a node
-// that is a container itself, as in kind, is a veth with its peer elsewhere).
+// Finding the uplinks: interfaces that lead out of the node and not to pods, even where they look the same (the eth0 of a node
+// that is itself a container, as in kind, is a veth with its peer elsewhere).
 
 package ifwatch
 
@@ -15,8 +15,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// findUplinks returns the indexes of the links by which the node itself sends: by a default route of the main table, or to
-// the endpoint. Another table says nothing: an egress gateway has a default route to a pod in one.
+// findUplinks returns the indexes of the links through which the node itself sends: by a default route of the main table, or to
+// the endpoint. Other tables say nothing: an egress gateway has a default route to a pod in one.
 func findUplinks() (map[int]bool, error) {
 	uplinks := map[int]bool{}
 	for _, f := range imds.Families {
@@ -24,7 +24,7 @@ func findUplinks() (map[int]bool, error) {
 		if err != nil {
 			return nil, fmt.Errorf("listing default routes (%s): %w", f, err)
 		}
-		// No route at all is no error: the node has no uplink of this family yet.
+		// Having no route is not an error: the node has no uplink of this family yet.
 		toEndpoint, err := netlink.RouteGet(net.IP(f.Endpoint().Addr().AsSlice()))
 		if err != nil {
 			toEndpoint = nil
@@ -58,7 +58,7 @@ func defaultRoutes(f imds.Family) ([]netlink.Route, error) {
 	return routes, err
 }
 
-// isDefault knows a default route however it is written: the kernel leaves the destination out (net/ipv4/fib_semantics.c,
+// isDefault recognises a default route in either form: the kernel leaves the destination out (net/ipv4/fib_semantics.c,
 // fib_dump_info; net/ipv6/route.c, rt6_fill_node), and the library may fill in 0.0.0.0/0.
 func isDefault(r netlink.Route) bool {
 	if r.Dst == nil {
@@ -68,7 +68,7 @@ func isDefault(r netlink.Route) bool {
 	return ones == 0
 }
 
-// noteHops notes the links that a route sends by: none for one that discards or refuses.
+// noteHops adds the links that a route uses: none for one that discards or refuses.
 func noteHops(r netlink.Route, links map[int]bool) {
 	if r.Type != unix.RTN_UNICAST {
 		return

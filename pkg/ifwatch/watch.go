@@ -1,4 +1,4 @@
-// The watching of the interfaces.
+// Watching the interfaces.
 
 package ifwatch
 
@@ -16,14 +16,14 @@ import (
 )
 
 const (
-	// linkBuffer is the receive buffer in bytes. A reader that stalls for 20 ms while 1,000 pods are made loses most
-	// events with the default (208 KiB) and none with this; memory is used only while messages wait.
+	// linkBuffer is the receive buffer in bytes. A reader that stalls for 20 ms while 1,000 pods are created loses most events
+	// with the default (208 KiB) and none with this; memory is used only while messages wait.
 	linkBuffer = 8 << 20
 	// listPause is the shortest time between two listings: under a storm of events one listing serves for many.
 	listPause = 50 * time.Millisecond
 )
 
-// Recorder is told what happens to the interfaces. Its methods must not block.
+// Recorder is told about changes of the interfaces. Its methods must not block.
 type Recorder interface {
 	// Added and Removed are called with how many pod-side interfaces came and went.
 	Added(n int)
@@ -33,12 +33,12 @@ type Recorder interface {
 	Resynced()
 }
 
-// Watch keeps a picture of the pod-side interfaces up to date. Events only cause a listing: what they say is not used.
+// Watch keeps a picture of the pod-side interfaces up to date. Events only trigger a listing; their contents are not used.
 type Watch struct {
 	// Resync is the longest time between two listings.
 	Resync   time.Duration
 	Recorder Recorder
-	// Wake is called when a pod-side interface or a tunnel has come or gone.
+	// Wake is called when a pod-side interface or a tunnel has appeared or disappeared.
 	Wake func()
 	// Lost is called when events were lost, or the interfaces could not be listed.
 	Lost func(error)
@@ -57,8 +57,8 @@ func (w *Watch) Picture() Picture {
 	return Picture{Err: ErrNotListed}
 }
 
-// Run watches until ctx ends. It subscribes, then lists, so that nothing falls between; and subscribes again whenever the
-// subscription breaks, which vishvananda/netlink does on any receive error by closing its channel.
+// Run watches until ctx ends. It subscribes first and then lists, so that no change is missed in between. It subscribes again
+// whenever the subscription breaks: vishvananda/netlink closes its channel on any receive error.
 func (w *Watch) Run(ctx context.Context) { subscription.Keep(ctx, w.follow, w.Lost) }
 
 func (w *Watch) follow(ctx context.Context) error {
@@ -111,7 +111,7 @@ func (w *Watch) follow(ctx context.Context) error {
 	}
 }
 
-// receiveError is what broke the subscription.
+// receiveError returns what broke the subscription.
 func receiveError(failed <-chan error) error {
 	select {
 	case err := <-failed:
@@ -126,7 +126,7 @@ func (w *Watch) resync() {
 	w.list()
 }
 
-// list makes a new picture and tells what has changed since the old one.
+// list makes a new picture and reports what has changed.
 func (w *Watch) list() {
 	old := w.Picture()
 	found, err := List()

@@ -1,4 +1,4 @@
-// The kinds of interface that not every kernel has, as the library would list them.
+// Kinds of interface that not every kernel has, in the form in which the library would list them.
 
 package ifwatch
 
@@ -22,6 +22,13 @@ func (l *links) add(kind, name string, set ...func(*netlink.LinkAttrs)) int {
 	}
 	*l = append(*l, &netlink.GenericLink{LinkAttrs: a, LinkType: kind})
 	return a.Index
+}
+
+// bridge adds a bridge with a port, as that of a virtual machine, which doesn't say what is at its other end.
+func (l *links) bridge(name string, set ...func(*netlink.LinkAttrs)) int {
+	index := l.add("bridge", name, set...)
+	l.add("tun", name+"-tap", under(index))
+	return index
 }
 
 func peerElsewhere(a *netlink.LinkAttrs) { a.NetNsID, a.ParentIndex = 0, 2 } // eth0 in there, index 2 here is another
@@ -64,7 +71,7 @@ func TestByWhichInterfacePodsComeIn(t *testing.T) {
 			l.add("veth", "x2", peerElsewhere, under(bond))
 		}, nil, []string{"red"}},
 		"a bridge known by its name, in a vrf": {func(l *links) {
-			l.add("bridge", "cni0", under(l.add("vrf", "red")))
+			l.bridge("cni0", under(l.add("vrf", "red")))
 		}, nil, []string{"red"}},
 		"a master of another kind does not take the place": {func(l *links) {
 			l.add("veth", "x1", peerElsewhere, under(l.add("openvswitch", "ovs-system")))
@@ -81,10 +88,10 @@ func TestByWhichInterfacePodsComeIn(t *testing.T) {
 			l.add("vlan", "x1.5", on(veth))
 		}, nil, []string{"bond0.5", "br0", "br0.5", "x1.5"}},
 		"a vlan on a bridge known by its name, and one on that": {func(l *links) {
-			l.add("vlan", "inner", on(l.add("vlan", "outer", on(l.add("bridge", "cni0")))))
+			l.add("vlan", "inner", on(l.add("vlan", "outer", on(l.bridge("cni0")))))
 		}, nil, []string{"cni0", "inner", "outer"}},
 		"a vlan in a bridge of its own": {func(l *links) {
-			lower := l.add("bridge", "cni0")
+			lower := l.bridge("cni0")
 			l.add("vlan", "cni0.5", on(lower), under(l.add("bridge", "tagged")))
 		}, nil, []string{"cni0", "tagged"}},
 		"a vlan on what does not lead to pods": {func(l *links) {
@@ -111,7 +118,7 @@ func TestByWhichInterfacePodsComeIn(t *testing.T) {
 			l.add("veth", "x1", peerElsewhere, under(l.add("vrf", "red")))
 		}, []int{1}, nil},
 		"a vlan whose lower interface is in another namespace": {func(l *links) {
-			lower := l.add("bridge", "cni0")
+			lower := l.bridge("cni0")
 			l.add("vlan", "far.5", on(lower), func(a *netlink.LinkAttrs) { a.NetNsID = 0 })
 		}, nil, []string{"cni0"}},
 		"a pair on the node": {func(l *links) {

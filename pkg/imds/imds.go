@@ -1,4 +1,4 @@
-// Package imds says where the EC2 instance metadata service is: its address families and its address in each.
+// Package imds defines where the EC2 instance metadata service is: its address families and its address in each.
 package imds
 
 import (
@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Family is an address family. IPv4 and IPv6 are two values of this type everywhere; nothing is written twice for them.
+// Family is an address family. IPv4 and IPv6 are two values of this type everywhere, so that no code has to be written twice.
 type Family string
 
 // The families.
@@ -34,17 +34,17 @@ func (f Family) Endpoint() netip.Prefix {
 	return netip.MustParsePrefix("169.254.169.254/32")
 }
 
-// Present reports whether the kernel runs this family at all: ipv6.disable=1 and a kernel without IPv6 both leave it out. What
-// can't be seen counts as yes.
+// Present reports whether the kernel runs this family at all: it is missing with ipv6.disable=1 or in a kernel without IPv6. If
+// that can't be seen, the answer is yes.
 func (f Family) Present() bool {
 	_, err := os.Stat("/proc/sys/net/" + string(f))
 	_, hidden := os.Stat("/proc/sys/net")
 	return hidden != nil || !errors.Is(err, fs.ErrNotExist)
 }
 
-// Forwarded reports whether the kernel forwards packets of this family, whatever interface they come in by. In IPv4 each interface
-// has its own setting (net/ipv4/route.c, ip_route_input_slow); in IPv6 there is one for all, and since Linux 6.17 another for each
-// that overrules it (net/ipv6/ip6_output.c, ip6_forward). What can't be read counts as yes.
+// Forwarded reports whether the kernel forwards packets of this family on any interface. In IPv4 each interface has its own
+// setting (net/ipv4/route.c, ip_route_input_slow). In IPv6 there is a common one and, since Linux 6.17, one per interface that
+// overrides it (net/ipv6/ip6_output.c, ip6_forward). If a setting can't be read, the answer is yes.
 func (f Family) Forwarded() bool {
 	patterns := []string{"ipv4/conf/*/forwarding"}
 	if f == IPv6 {

@@ -1,6 +1,6 @@
-// Package layer holds the words that everybody uses who deals with a layer: what names it, the states that a look at the
-// kernel can find it in, and what such a look found. It depends on nothing but the families, so that the layers, the guard
-// and whoever reports need not know each other.
+// Package layer defines the terms that everything dealing with a layer shares: its ID, the states that a look at the kernel can
+// find it in, and the result of such a look. It depends only on the families, so that layers, guard and reporters need not know
+// each other.
 package layer
 
 import (
@@ -10,46 +10,48 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// ID names a layer: one way of keeping the packets of one family from the endpoint. No two layers share one.
+// ID names a layer: one way of keeping packets of one family from the endpoint. IDs are unique.
 type ID struct {
-	// Name is the way, as a metric label, e.g. iptables.
+	// Name is the layer's name, as a metric label, e.g. iptables.
 	Name   string
 	Family imds.Family
 }
 
-// String is for a person, e.g. "iptables ipv4".
+// String formats the ID for people, e.g. "iptables ipv4".
 func (id ID) String() string { return id.Name + " " + string(id.Family) }
 
-// State is what a look found, as a metric label and in JSON. Values are made once, by NewState, and compared by ==. A layer
-// has the common states below, and may have others of its own.
+// State is what a look found, as a metric label and in JSON. Values are made once, by NewState, and compared by ==. Every layer
+// has the common states below, and may have its own as well.
 type State struct {
 	name   string
 	closed bool
 }
 
-// NewState makes a state. closed says that in it no packet from a pod gets to the endpoint by way of this layer's family.
+// NewState makes a state. closed says that in this state no packet from a pod reaches the endpoint by way of this layer's
+// family.
 func NewState(name string, closed bool) State { return State{name, closed} }
 
 // The states that every layer has.
 var (
-	// Enforced: everything was read back from the kernel as it is wanted.
+	// Enforced: everything was read back from the kernel as wanted.
 	Enforced = NewState("enforced", true)
 	// Missing: at least one part is not there.
 	Missing = NewState("missing", false)
-	// Unknown: the kernel could not be read, or what it said could not be understood.
+	// Unknown: the kernel could not be read, or its answer could not be understood.
 	Unknown = NewState("unknown", false)
-	// Unsupported: the node can't have this layer. It is no drift, and it stops nothing.
+	// Unsupported: the node does not support this layer. This is not a drift, and nothing is stopped.
 	Unsupported = NewState("unsupported", false)
-	// Auditing: everything was read back as it is wanted, which is to count and to stop nothing. Only a layer that can has it.
+	// Auditing: everything was read back as wanted, which is to count and to stop nothing. Only layers that can do this have
+	// it.
 	Auditing = NewState("auditing", false)
 )
 
-// States lists the common states and those of a layer's own.
+// States lists the common states and a layer's own.
 func States(own ...State) []State {
 	return slices.Concat([]State{Enforced, Unsupported, Missing}, own, []State{Unknown})
 }
 
-// String is the state's name.
+// String returns the state's name.
 func (s State) String() string { return s.name }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -58,45 +60,45 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.name), nil }
 // Protects reports whether a packet from a pod to the endpoint is known to be stopped in this state.
 func (s State) Protects() bool { return s.closed }
 
-// Drifted reports whether the state is a departure from what was asked for.
+// Drifted reports whether the state differs from what was asked for.
 func (s State) Drifted() bool { return s != Enforced && s != Auditing && s != Unsupported }
 
-// Reading is what one look at one layer found, for everybody. It is a value: nothing in it changes after the look.
+// Reading is the public result of one look at one layer. It is a value: nothing in it changes after the look.
 type Reading struct {
 	State State
-	// Detail says in words why the state is not Enforced: the rule above ours, or what could not be read. With Enforced it
-	// says what is unusual about it.
+	// Detail says why the state is not Enforced: the rule above ours, or what could not be read. With Enforced it says what is
+	// unusual.
 	Detail string
-	// NoPath, with Unsupported: no packet of this family crosses the node, so that there is nothing to fear either.
+	// NoPath, with Unsupported: no packet of this family crosses the node, so there is nothing to stop.
 	NoPath bool
-	// AnyInterface: in a state that protects, it does so by whatever interface a packet comes in; else only by those that the
-	// policy names.
+	// AnyInterface: in a state that protects, the layer stops packets whatever interface they come in by, and not only on those
+	// that the policy names.
 	AnyInterface bool
-	// SocketsOnly: it stops what sockets send, and not packets that come by other ways, so that it closes no path alone.
+	// SocketsOnly: the layer stops what sockets send, but not packets from other sources, so it never closes a path alone.
 	SocketsOnly bool
-	// Rules are the rules of ours that were read back, each once: as iptables-save or `ip` has them.
+	// Rules are those of our rules that were read back, each once, in the form of iptables-save or `ip`.
 	Rules []string
-	// Blocked is how many packets the kernel says these rules stopped, counted over re-insertions of the rule.
+	// Blocked is how many packets these rules stopped, by the kernel's counters, added up across re-insertions.
 	Blocked uint64
-	// Err is what failed in the look. With Unknown, nothing could be read because of it; with another state, something
-	// else said enough.
+	// Err is what failed in the look. With Unknown, it is why nothing could be read; with another state, other evidence was
+	// sufficient.
 	Err error
-	// Place is where the layer was looked for, if it has several, such as a backend of iptables. In a new place it has yet
-	// to be installed, so that its absence there is no drift.
+	// Place is where the layer was looked for, if there are several possible places, such as iptables' backends. In a new place
+	// it is not installed yet, so its absence there is not a drift.
 	Place string
 }
 
-// Forget makes the reading unknown, for a reason: nothing that was read proves anything any more. How many packets were stopped
+// Forget makes the reading unknown, with a reason: nothing that was read proves anything any more. The count of stopped packets
 // stays.
 func (r *Reading) Forget(why string) {
 	*r = Reading{State: Unknown, Detail: why, SocketsOnly: r.SocketsOnly, Blocked: r.Blocked, Place: r.Place}
 }
 
-// Finding is what one look found: the Reading, and what the same layer's Repair needs to know beside it.
+// Finding is the result of one look: the Reading, and what the same layer's Repair needs in addition.
 type Finding struct {
 	Reading
-	// Plan is the layer's own; nobody else looks into it.
+	// Plan is private to the layer.
 	Plan any
-	// Again is after what time to look again, if that is sooner than anything else asks for; zero for no wish.
+	// Again is when to look again, if that is sooner than otherwise planned; zero for no preference.
 	Again time.Duration
 }

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// cgroupLimits returns those of the process's cgroup and of all above it that can be seen, for each of them counts
-// (Documentation/admin-guide/cgroup-v2.rst, PID; cgroup-v1/pids.rst), and whether there may be others that can't be seen:
-// a container sees its own cgroup at most, and the kubelet sets podPidsLimit on the pod's. The arguments are the texts of
+// cgroupLimits returns the limits of the process's cgroup and of all visible cgroups above it, since each of them counts
+// (Documentation/admin-guide/cgroup-v2.rst, PID; cgroup-v1/pids.rst), and whether there may be others that are hidden: a
+// container sees at most its own cgroup, and the kubelet sets podPidsLimit on the pod's. The arguments are the contents of
 // /proc/self/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5)).
 func cgroupLimits(cgroups, mounts string) (limits []limit, hidden bool) {
 	hidden = true // until a hierarchy is found
@@ -43,7 +43,7 @@ func cgroupLimits(cgroups, mounts string) (limits []limit, hidden bool) {
 	return limits, hidden
 }
 
-// cgroupPath is the path of the process's cgroup in a hierarchy, which is v2's if no controller is named.
+// cgroupPath returns the path of the process's cgroup in a hierarchy: v2's if no controller is named.
 func cgroupPath(cgroups, controller string) (string, bool) {
 	for line := range strings.Lines(cgroups) {
 		// 8:pids,cpu:/path
@@ -54,12 +54,12 @@ func cgroupPath(cgroups, controller string) (string, bool) {
 	return "", false
 }
 
-// limitsUpTo returns the limits from a cgroup up to the top, where the hierarchy is mounted, and whether there are others
-// above that.
+// limitsUpTo returns the limits from a cgroup up to the top, where the hierarchy is mounted, and whether there are more above
+// that.
 func limitsUpTo(top, path string) (limits []limit, more bool) {
 	dir := filepath.Join(top, path)
 	if _, err := os.Stat(dir); err != nil || !strings.HasPrefix(dir+"/", top+"/") {
-		dir = top // a namespace of cgroups has its own idea of the path
+		dir = top // in a cgroup namespace the path means something else
 	}
 	for ; ; dir = filepath.Dir(dir) {
 		most, err := strconv.Atoi(read(filepath.Join(dir, "pids.max")))
@@ -72,7 +72,7 @@ func limitsUpTo(top, path string) (limits []limit, more bool) {
 			break
 		}
 	}
-	// Every cgroup but the root has these; in v2, the first one only if the controller is in use.
+	// Every cgroup but the root has these files; in v2, the first one exists only if the controller is enabled.
 	for _, file := range []string{"pids.max", "cgroup.events"} {
 		if _, err := os.Stat(filepath.Join(top, file)); err == nil {
 			more = true

@@ -1,4 +1,4 @@
-// A process of its own for each test: limits are the process's, and one of the ways for a test to end is that it aborts.
+// Each test has a process of its own: limits apply to a process, and one possible outcome of a test is that the process aborts.
 
 package limits
 
@@ -118,8 +118,8 @@ func (c *child) ended() string {
 	return c.stderr.String()
 }
 
-// work keeps as many threads busy as the agent may, while the runtime has all to do that it may have to: collections,
-// timers, connections, goroutines that become ready at once, and commands, which fail where no process can be made.
+// work keeps as many threads busy as the agent can, while the runtime does everything that it may have to: garbage collections,
+// timers, connections, goroutines that become ready all at once, and commands, which fail where no process can be created.
 func work() error {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
 	var pipe [2]int
@@ -185,7 +185,7 @@ func rush() error {
 	return nil
 }
 
-// hide makes the mount namespace look as in a container, where the hierarchy has the process's own cgroup at its top.
+// hide makes the mount namespace look like a container's, where the process's own cgroup is at the top of the hierarchy.
 func hide(cgroup, top string) error {
 	aside, err := os.MkdirTemp("", "limits")
 	if err != nil {

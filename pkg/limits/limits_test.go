@@ -30,7 +30,7 @@ func (c *child) needs() int {
 // few are the processors of the children whose needs a test asks for before Prepare.
 var few = []string{"GOMAXPROCS=2"}
 
-// TestThreadsAreThere: nothing can be made any more, and all goes on.
+// TestThreadsAreThere: no thread can be created any more, and everything keeps working.
 func TestThreadsAreThere(t *testing.T) {
 	t.Parallel()
 	h := findHierarchy(t)
@@ -74,7 +74,7 @@ func TestThreadsAreMissing(t *testing.T) {
 	}
 }
 
-// TestRoom: as many as it asks for are enough, with less it says so. A trial is not that exact: it is about the threads.
+// TestRoom: as many as it asks for are enough, and with fewer it says so. A trial is less exact, since it only covers threads.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	h := findHierarchy(t)
@@ -100,10 +100,10 @@ func TestRoom(t *testing.T) {
 					c.mustDo("work")
 					return
 				}
-				want := fmt.Sprintf("making threads: %s is %d, of which others use 0, and the agent needs %d: raise it (podPidsLimit",
+				want := fmt.Sprintf("making threads: %s is %d, others use 0 of it, and the agent needs %d: raise it (podPidsLimit",
 					filepath.Join(outer, "pids.max"), needs-missing, needs)
 				if hidden {
-					want = "limit can't be seen from its container; raise it (podPidsLimit"
+					want = "limit that can't be seen from its container; raise it (podPidsLimit"
 				}
 				if answer := c.do("prepare"); !strings.Contains(answer, want) {
 					t.Errorf("the answer is %q, want %q in it; on standard error: %s", answer, want, c.ended())
@@ -123,7 +123,7 @@ func TestOthersCount(t *testing.T) {
 	h.enter(t, dir, other)
 	other.mustDo("prepare") // it may have more than it had a moment ago
 	setLimit(t, dir, c.needs()+1)
-	if answer := c.do("prepare"); !strings.Contains(answer, "of which others use") {
+	if answer := c.do("prepare"); !strings.Contains(answer, ", others use ") {
 		t.Errorf("the answer is %q; on standard error: %s", answer, c.ended())
 	}
 }

@@ -9,27 +9,27 @@ import (
 	"strings"
 )
 
-// limit is a bound on how many threads there may be, in one place and at this moment.
+// limit is one of the bounds on the number of threads, at this moment.
 type limit struct {
 	name      string
 	max, used int
 	raise     string // what raises it
 }
 
-// checkRoom returns an error if the process may not have n threads in all, and its commands beside them.
+// checkRoom returns an error if the process may not have n threads in total plus its commands.
 //
-// RLIMIT_NPROC is not looked at: the kernel exempts root from it (kernel/fork.c, copy_process).
+// RLIMIT_NPROC is not checked: the kernel exempts root from it (kernel/fork.c, copy_process).
 func checkRoom(n int) error {
 	cgroups, hidden := cgroupLimits(read("/proc/self/cgroup"), read("/proc/self/mountinfo"))
 	own := ownThreads()
 	for _, l := range append(cgroups, kernelLimits()...) {
 		if others := max(0, l.used-own); l.max-others < n+commands {
-			return fmt.Errorf("making threads: %s is %d, of which others use %d, and the agent needs %d: raise %s",
+			return fmt.Errorf("making threads: %s is %d, others use %d of it, and the agent needs %d: raise %s",
 				l.name, l.max, others, n+commands, l.raise)
 		}
 	}
 	if hidden {
-		return try(n - own) // without the commands: it takes one or two more than it is asked for
+		return try(n - own) // without the commands: the trial itself takes one or two more threads
 	}
 	return nil
 }
@@ -48,13 +48,13 @@ func kernelLimits() (limits []limit) {
 	}
 	for _, name := range []string{"threads-max", "pid_max"} {
 		if most, err := strconv.Atoi(read("/proc/sys/kernel/" + name)); err == nil {
-			limits = append(limits, limit{"kernel." + name, most, used, "it by sysctl, or end what uses so many"})
+			limits = append(limits, limit{"kernel." + name, most, used, "it with sysctl, or stop what uses so many"})
 		}
 	}
 	return limits
 }
 
-// read returns a file's text without the space around it; nothing if it can't be read.
+// read returns a file's text without surrounding space, or nothing if it can't be read.
 func read(file string) string {
 	text, _ := os.ReadFile(file)
 	return strings.TrimSpace(string(text))

@@ -1,4 +1,4 @@
-// What the connections to a server may take, all together. The ports are open to every pod.
+// Limits on what all connections to a server may use together. The ports are open to every pod.
 
 package metrics
 
@@ -14,21 +14,21 @@ import (
 )
 
 const (
-	// perSource is how many connections one address may have. Prometheus and the kubelet have one or two; what a pod has
-	// beyond this is at the cost of its own.
+	// perSource is how many connections one address may have. Prometheus and the kubelet need one or two; if a pod opens more
+	// than this, it loses its own.
 	perSource = 8
-	// maxConnections takes 16 pods that mean it. Beside that the memory sets it: 320 clients that did their worst by TLS
-	// (idle, endless headers, answers never read) brought the agent from 25 MiB to 52 MiB, and the kernel can hold the
-	// buffers below for each, 12 MiB, and some of closed connections for ioTimeout. The pod's limit is 128 MiB.
+	// maxConnections can only be exhausted by 16 pods or more. It is limited by memory: 320 clients that did their worst over
+	// TLS (idle, endless headers, answers never read) brought the agent from 25 MiB to 52 MiB, and the kernel can hold the
+	// buffers below for each, 12 MiB, plus some of closed connections for ioTimeout. The pod's limit is 128 MiB.
 	maxConnections = 128
-	// receiveBuffer and sendBuffer are in bytes, of which the kernel keeps twice as many (socket(7)). Left to itself it
-	// keeps up to 4 MiB for a client that asks again and again, and reads nothing.
+	// receiveBuffer and sendBuffer are in bytes; the kernel reserves twice as much (socket(7)). By default it keeps up to 4 MiB
+	// for a client that keeps asking and never reads.
 	receiveBuffer = 16 << 10
 	sendBuffer    = 32 << 10
 )
 
-// listen opens a port. The kernel forgets after the time given what a client doesn't take, even when the connection has
-// been closed, and is not counted any more.
+// listen opens a port. After the given time the kernel discards what a client doesn't read, even if the connection has been
+// closed and is no longer counted.
 func listen(ctx context.Context, address string, untaken time.Duration) (net.Listener, error) {
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { // connections inherit it
 		return setOptions(c, option{unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer}, option{unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer})
@@ -40,7 +40,7 @@ func listen(ctx context.Context, address string, untaken time.Duration) (net.Lis
 	return connlimit.New(forgetful{l, untaken}, perSource, maxConnections), nil
 }
 
-// forgetful is a listener whose connections have the option that they don't inherit.
+// forgetful is a listener that sets the option that connections don't inherit.
 type forgetful struct {
 	net.Listener
 	untaken time.Duration
@@ -63,7 +63,7 @@ type option struct{ level, name, value int }
 func setOptions(c syscall.RawConn, options ...option) error {
 	return c.Control(func(fd uintptr) {
 		for _, o := range options {
-			_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value) // without it there is a server all the same
+			_ = unix.SetsockoptInt(int(fd), o.level, o.name, o.value) // the server works without it, too
 		}
 	})
 }

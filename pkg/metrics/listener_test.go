@@ -37,7 +37,7 @@ func dialFrom(t *testing.T, from, to string) net.Conn {
 	return c
 }
 
-// TestIdleConnections: a pod that holds all it can get keeps nobody else out.
+// TestIdleConnections: a pod that holds all the connections it can get locks nobody else out.
 func TestIdleConnections(t *testing.T) {
 	t.Parallel()
 	address := freeAddress(t)
@@ -70,7 +70,7 @@ func TestUnreadAnswers(t *testing.T) {
 	}
 }
 
-// TestUntakenAnswer: the kernel keeps little of what a client doesn't take, and not for long.
+// TestUntakenAnswer: the kernel keeps little of what a client doesn't read, and not for long.
 func TestUntakenAnswer(t *testing.T) {
 	t.Parallel()
 	l, err := listen(t.Context(), "127.0.0.1:0", time.Second)

@@ -1,7 +1,7 @@
-// Package metrics exports what the keepers and the watchers saw, and answers the kubelet's probes.
+// Package metrics exports what the keepers and the watchers found, and answers the kubelet's probes.
 //
-// The names are a contract with dashboards and alerts; docs/reference/metrics.md explains each. Every label value that can be
-// known beforehand exists at zero from the start, so that rate() and alerts work from the first scrape on.
+// The names are a contract with dashboards and alerts; docs/reference/metrics.md explains each. Every label value that is known
+// beforehand exists at zero from the start, so that rate() and alerts work from the first scrape on.
 package metrics
 
 import (
@@ -22,7 +22,7 @@ import (
 
 const prefix = "imds_guard_"
 
-// Watchers are the sources of wake-ups whose losses are counted.
+// Watchers, whose losses of notifications are counted.
 const (
 	WatcherInterfaces = "interfaces"
 	WatcherNFTables   = "nftables"
@@ -30,7 +30,7 @@ const (
 	WatcherRoute      = "route"
 )
 
-// result is a value of the label of that name.
+// result returns a value for the label of the same name.
 func result(ok bool) string {
 	if ok {
 		return "success"
@@ -41,7 +41,7 @@ func result(ok bool) string {
 // Metrics holds every metric in a registry of its own. It may be used from any goroutine, and never blocks.
 type Metrics struct {
 	Registry *prometheus.Registry
-	// Status tells what is known when it is asked for. Set it before the first scrape.
+	// Status returns what is known at the moment of a scrape. Set it before the first scrape.
 	Status func() guard.Status
 
 	looks      *prometheus.CounterVec
@@ -64,34 +64,34 @@ type Layer struct {
 	States []layer.State
 }
 
-// Build describes the program, and the mode that it runs in.
+// Build describes the program and the mode in which it runs.
 type Build struct{ Version, Commit, Mode string }
 
 // New makes the metrics. requests are the operations that Requested is called with.
 func New(b Build, layers []Layer, requests []string) *Metrics {
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
-		looks:    counterVec("looks_total", "How often a layer was looked at, whatever was found.", "layer", "family"),
-		drift: counterVec("drift_total", "How often the rules were found in another state than they were left in.",
+		looks:    counterVec("looks_total", "Number of times a layer was looked at, whatever was found.", "layer", "family"),
+		drift: counterVec("drift_total", "Number of times the rules were found in a state other than they were left in.",
 			"layer", "family", "reason"),
 		repairs: counterVec("repairs_total", "Attempts to repair drifted rules.", "layer", "family", "result"),
 		repairTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    prefix + "repair_duration_seconds",
-			Help:    "Time from a drift being noticed to the rules read back in place.",
+			Help:    "Time from noticing a drift to reading the rules back in place.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"layer", "family"}),
 		interfaces: gaugeVec("interfaces", "Pod-side interfaces of the node, by what keeps their packets from the endpoint.",
 			"coverage"),
-		events: counterVec("interface_events_total", "Pod-side interfaces that came or went, and full listings that no "+
-			"event asked for.", "type"),
+		events: counterVec("interface_events_total", "Pod-side interfaces added or removed, and full listings that no event "+
+			"triggered.", "type"),
 		failures: counterVec("iptables_errors_total", "iptables commands that failed.", "family", "operation", "reason"),
-		lost: counterVec("watch_losses_total", "How often a watcher may have missed something; each is made good by a "+
-			"full look.", "watcher"),
+		lost: counterVec("watch_losses_total", "Number of times a watcher may have missed something; each time everything is "+
+			"looked at again.", "watcher"),
 		requests: counterVec("kubernetes_requests_total", "HTTP requests to the Kubernetes API.", "operation", "result"),
-		probes: counterVec("probe_results_total", "Packets and socket calls of our own, by what became of them.", "path", "family",
-			"result"),
-		probed: gaugeVec("probe_last_success_timestamp_seconds", "Unix time at which one of our own was last seen stopped; 0 if "+
-			"never.", "path", "family"),
+		probes: counterVec("probe_results_total", "Probes: packets and socket calls that the agent makes as a pod would, by result.",
+			"path", "family", "result"),
+		probed: gaugeVec("probe_last_success_timestamp_seconds", "Unix time at which a probe was last seen stopped; 0 if never.",
+			"path", "family"),
 		backend: gaugeVec("backend_info", "1 for the iptables backend in use.", "backend", "version"),
 	}
 	build := gaugeVec("build_info", "1; the labels describe the build.", "version", "commit", "goversion")
@@ -166,15 +166,15 @@ func (m *Metrics) Repaired(id layer.ID, ok bool, took time.Duration) {
 	}
 }
 
-// Failed implements guard.Recorder. Commands are counted; of what else fails in a look, the state tells.
+// Failed implements guard.Recorder. It counts failed commands; other failures show in the state.
 func (m *Metrics) Failed(_ layer.ID, err error) {
 	if command, ok := errors.AsType[*rules.CommandError](err); ok {
 		m.failures.WithLabelValues(string(command.Family), string(command.Operation), string(command.Reason)).Inc()
 	}
 }
 
-// Interfaces says how many pod-side interfaces iptables' rules in force cover, how many others the route layer, and how many
-// nothing does.
+// Interfaces sets how many pod-side interfaces iptables' rules in force cover, how many others the route layer covers, and how
+// many nothing covers.
 func (m *Metrics) Interfaces(rule, route, none int) {
 	m.interfaces.WithLabelValues("rule").Set(float64(rule))
 	m.interfaces.WithLabelValues("route").Set(float64(route))
@@ -190,7 +190,7 @@ func (m *Metrics) Removed(n int) { m.events.WithLabelValues("removed").Add(float
 // Resynced implements ifwatch.Recorder.
 func (m *Metrics) Resynced() { m.events.WithLabelValues("resync").Inc() }
 
-// Lost counts a loss of a watcher.
+// Lost counts a loss of notifications by a watcher.
 func (m *Metrics) Lost(watcher string) { m.lost.WithLabelValues(watcher).Inc() }
 
 // Requested counts a request to the Kubernetes API.
@@ -198,7 +198,7 @@ func (m *Metrics) Requested(operation string, ok bool) {
 	m.requests.WithLabelValues(operation, result(ok)).Inc()
 }
 
-// Probed counts a packet or a socket call of our own.
+// Probed counts a probe.
 func (m *Metrics) Probed(path string, f imds.Family, result string) {
 	m.probes.WithLabelValues(path, string(f), result).Inc()
 	if result == probe.Stopped {
@@ -206,7 +206,7 @@ func (m *Metrics) Probed(path string, f imds.Family, result string) {
 	}
 }
 
-// Backend says which iptables is in use.
+// Backend sets which iptables backend is in use.
 func (m *Metrics) Backend(name, version string) {
 	m.backend.Reset()
 	m.backend.WithLabelValues(name, version).Set(1)

@@ -1,4 +1,4 @@
-// A scrape: what it may cost, and that none holds up another.
+// Scrapes: bounding their cost, and keeping them from holding up each other.
 
 package metrics
 
@@ -7,11 +7,12 @@ import (
 	"net/http"
 )
 
-// maxScrapes bounds the scrapes that are made at once. The others wait, in the order in which they came.
+// maxScrapes bounds how many scrapes are processed at once. The others wait, in order of arrival.
 const maxScrapes = 4
 
-// scrapes lets h write answers into memory, maxScrapes at once, and sends each when it is whole. So a client that reads
-// slowly, or not at all, takes up no more than its own connection; were h to wait for it, four of them would stop all others.
+// scrapes lets h write its answers into memory, at most maxScrapes at once, and sends each when it is complete. So a client
+// that reads slowly or not at all blocks only its own connection; if h had to wait for clients, four slow ones would stop all
+// others.
 func scrapes(h http.Handler) http.Handler {
 	making := make(chan struct{}, maxScrapes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -26,7 +27,7 @@ func scrapes(h http.Handler) http.Handler {
 			h.ServeHTTP(&a, r)
 		}()
 		w.WriteHeader(a.code)
-		_, _ = a.body.WriteTo(w) // the client has gone, and nobody is there to be told
+		_, _ = a.body.WriteTo(w) // on an error the client is gone, and there is nobody to tell
 	})
 }
 

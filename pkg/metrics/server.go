@@ -1,4 +1,4 @@
-// What is served, and to whom.
+// The HTTP endpoints, and where they are served.
 
 package metrics
 
@@ -15,24 +15,24 @@ import (
 
 // Server serves /metrics, /healthz and /readyz.
 type Server struct {
-	// Address is where all three are; empty: nowhere.
+	// Address is where all three are served; empty for nowhere.
 	Address string
-	// HealthAddress is where /healthz and /readyz are as well, by plain HTTP and without a password, which the kubelet's
-	// probes can't give; empty: nowhere.
+	// HealthAddress is where /healthz and /readyz are served as well, over plain HTTP and without a password, since the
+	// kubelet's probes can't send one; empty for nowhere.
 	HealthAddress string
-	// WebConfigFile asks for TLS, passwords or client certificates at Address, in the form of Prometheus'
+	// WebConfigFile configures TLS, passwords or client certificates for Address, in the format of Prometheus'
 	// exporter-toolkit. Empty: plain HTTP for everybody.
 	WebConfigFile string
 	Metrics       *Metrics
-	// Healthy and Ready return why not, or nil.
+	// Healthy and Ready return nil, or an error that says why not.
 	Healthy, Ready func() error
 	Log            *slog.Logger
 
-	pause func(context.Context, time.Duration) bool // a test's, instead of sleep
+	pause func(context.Context, time.Duration) bool // replaces sleep in tests
 }
 
-// Run serves until ctx ends. What can't be served is reported once and tried again, each address by itself: nothing here
-// may end the program.
+// Run serves until ctx ends. An address that can't be served is reported once and tried again, independently of the others: no
+// failure here may end the program.
 func (s *Server) Run(ctx context.Context) {
 	all, health := http.NewServeMux(), http.NewServeMux()
 	all.Handle("GET /metrics", scrapes(promhttp.HandlerFor(s.Metrics.Registry, promhttp.HandlerOpts{

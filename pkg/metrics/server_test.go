@@ -1,4 +1,4 @@
-// The server as it is met from outside: real sockets, real TLS, real files.
+// The server as seen from outside: real sockets, real TLS, real files.
 
 package metrics
 
@@ -85,7 +85,7 @@ func serve(t *testing.T, s *Server) *served {
 	return &served{s, t, log, &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
 }
 
-// freeAddress is one that nobody uses, on a loopback address of the test's own, which no other program is given by chance.
+// freeAddress returns an unused one, on a loopback address of the test's own that no other program will use by chance.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.91.69.1:0")
@@ -355,7 +355,7 @@ func TestConfigBrokenLater(t *testing.T) {
 	}
 }
 
-// TestTLSLater: passwords must not go on in clear text when the file says TLS.
+// TestTLSLater: once the file asks for TLS, passwords must no longer be accepted in clear text.
 func TestTLSLater(t *testing.T) {
 	t.Parallel()
 	address, dir := freeAddress(t), t.TempDir()

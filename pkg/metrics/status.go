@@ -1,5 +1,4 @@
-// What is known of the layers, judged at every scrape: a gauge that was set once would stay green while a
-// keeper hangs.
+// The state of the layers, judged at every scrape: a gauge that was set once would stay green while a keeper hangs.
 
 package metrics
 
@@ -20,10 +19,10 @@ var (
 		[]string{"layer", "family", "state"}, nil)
 	verifiedDesc = prometheus.NewDesc(prefix+"last_verified_timestamp_seconds", "Unix time at which the rules were last "+
 		"read back from the kernel as stopping the pods' packets; 0 if never.", []string{"layer", "family"}, nil)
-	contendedDesc = prometheus.NewDesc(prefix+"contended", "1 while somebody keeps undoing the repairs, which then go on at "+
-		"a bounded rate.", []string{"layer", "family"}, nil)
-	blockedDesc = prometheus.NewDesc(prefix+"blocked_packets_total", "Packets that the kernel says the rules stopped, as of "+
-		"the last look.", []string{"layer", "family"}, nil)
+	contendedDesc = prometheus.NewDesc(prefix+"contended", "1 while something keeps undoing the repairs, which then continue at "+
+		"a limited rate, else 0.", []string{"layer", "family"}, nil)
+	blockedDesc = prometheus.NewDesc(prefix+"blocked_packets_total", "Packets stopped by the layer, by the kernel's counters as "+
+		"of the last look.", []string{"layer", "family"}, nil)
 )
 
 // statusCollector turns the status into metrics.

@@ -1,4 +1,4 @@
-// One listener: its limits, its TLS and passwords, and that it comes back.
+// One listener: its limits, its TLS and passwords, and its restarts.
 
 package metrics
 
@@ -19,20 +19,21 @@ import (
 const (
 	// retryPause is the time between two attempts to serve, and between two looks at the web configuration.
 	retryPause = 5 * time.Second
-	// ioTimeout bounds how long a request may take to arrive, an answer to be read, and a connection to be idle.
+	// ioTimeout bounds how long a request may take to arrive, how long an answer may take to be read, and how long a connection
+	// may be idle.
 	ioTimeout = 10 * time.Second
 )
 
 // endpoint is one address.
 type endpoint struct {
-	what, address string // what is for the log
+	what, address string // what names it in the log
 	webConfigFile string // empty: plain HTTP
 	handler       http.Handler
 	log           *slog.Logger
 	pause         func(context.Context, time.Duration) bool // sleep
 }
 
-// run serves until ctx ends, again and again. Every trouble is logged once, when it begins.
+// run serves until ctx ends, starting over after failures. A failure is logged once, when it begins.
 func (e *endpoint) run(ctx context.Context) {
 	reported := false
 	serving := func(address net.Addr) {
@@ -53,7 +54,7 @@ func (e *endpoint) run(ctx context.Context) {
 	}
 }
 
-// serve returns nil when ctx has ended, and when the web configuration has changed and is to be used.
+// serve returns nil when ctx has ended, or when the web configuration has changed and has to be reloaded.
 func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 	config, err := readWebConfig(e.webConfigFile)
 	if err != nil {
@@ -71,7 +72,7 @@ func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 		ReadTimeout: ioTimeout, WriteTimeout: ioTimeout, IdleTimeout: ioTimeout,
 		// HTTP/2 would carry hundreds of requests on each of the connections that are counted.
 		Protocols: new(http.Protocols),
-		// Handshakes that fail: any pod could fill the log with them.
+		// Failed handshakes go to the debug level, or any pod could fill the log with them.
 		ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
 	}
 	server.Protocols.SetHTTP1(true)
@@ -81,7 +82,7 @@ func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 	if e.webConfigFile != "" {
 		go e.awaitChange(ctx, config, stop)
 	}
-	// The toolkit logs what is logged here already, and a broken file at every request.
+	// The toolkit would log what is already logged here, and a broken file at every request.
 	err = web.Serve(listener, server,
 		&web.FlagConfig{WebConfigFile: &e.webConfigFile}, slog.New(slog.DiscardHandler))
 	if errors.Is(err, http.ErrServerClosed) {
@@ -90,9 +91,9 @@ func (e *endpoint) serve(ctx context.Context, serving func(net.Addr)) error {
 	return err
 }
 
-// awaitChange calls changed when the web configuration is another, or can't be used any more. The toolkit reads certificates
-// and passwords anew by itself, but not whether there is TLS: a server that began without would go on without, and take
-// the passwords of a file that has TLS now in clear text.
+// awaitChange calls changed when the web configuration differs or can't be used any more. The toolkit reloads certificates and
+// passwords by itself, but not whether TLS is on: a server that started without TLS would go on without it, and take passwords
+// in clear text although the file now asks for TLS.
 func (e *endpoint) awaitChange(ctx context.Context, config []byte, changed func()) {
 	for e.pause(ctx, retryPause) {
 		if now, err := readWebConfig(e.webConfigFile); err != nil || !bytes.Equal(now, config) {
@@ -102,7 +103,7 @@ func (e *endpoint) awaitChange(ctx context.Context, config []byte, changed func(
 	}
 }
 
-// readWebConfig returns the text of a file that can be used, with the certificates that it names.
+// readWebConfig returns the text of a valid file, having checked the certificates that it names.
 func readWebConfig(file string) ([]byte, error) {
 	if file == "" {
 		return nil, nil
@@ -117,7 +118,7 @@ func readWebConfig(file string) ([]byte, error) {
 	return text, nil
 }
 
-// sleep tells whether ctx is still there after d.
+// sleep waits for d and reports whether ctx is still alive.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():

@@ -50,7 +50,7 @@ func mask(into, operation uint32, xor []byte) []byte {
 	return expression("bitwise", number(unix.NFTA_BITWISE_SREG, register), number(unix.NFTA_BITWISE_DREG, into), number(6, operation), x)
 }
 
-// What rules made of these expressions are read as. Each is tried in both families.
+// How rules made of these expressions are parsed. Each is tried in both families.
 func TestExpressions(t *testing.T) {
 	type parts = [][]byte
 	const (
@@ -207,7 +207,7 @@ func broken(name string, where int, others ...*nl.RtAttr) []byte {
 	return e.Serialize()
 }
 
-// A rule is put in with its counters at zero, and else as it was.
+// A rule is inserted with its counters at zero, and otherwise unchanged.
 func TestZeroCounters(t *testing.T) {
 	for f := range written {
 		for i := range written[f] {

@@ -1,4 +1,4 @@
-// The legacy backend's side: which tables are loaded, and the kernel's own summary of one.
+// The legacy backend: which tables are loaded, and the kernel's own summary of a table.
 
 package netfilter
 
@@ -21,7 +21,7 @@ import (
 // LegacyTables lists the legacy tables that are loaded in this network namespace; none where the kernel has no legacy
 // iptables. Reading the list loads nothing, unlike any iptables-legacy command.
 func LegacyTables(f imds.Family) ([]string, error) {
-	// thread-self, since /proc/net is the main thread's namespace.
+	// thread-self, because /proc/net shows the main thread's namespace.
 	file := "/proc/thread-self/net/ip_tables_names"
 	if f == imds.IPv6 {
 		file = "/proc/thread-self/net/ip6_tables_names"
@@ -37,8 +37,8 @@ func LegacyTables(f imds.Family) ([]string, error) {
 }
 
 // LegacyInfo is the kernel's summary of a legacy table, struct ipt_getinfo (linux/netfilter_ipv4/ip_tables.h; struct
-// ip6t_getinfo is the same). Two equal summaries mean that no rule was added, removed or moved to another chain in
-// between; an edit that keeps every rule's size does not show.
+// ip6t_getinfo is the same). Two equal summaries mean that no rule was added, removed or moved to another chain in between. An
+// edit that keeps every rule's size does not show.
 type LegacyInfo struct {
 	Name       [32]byte
 	ValidHooks uint32
@@ -48,17 +48,17 @@ type LegacyInfo struct {
 	Entries, Size uint32
 }
 
-// Forward is how many bytes the rules of FORWARD take: it changes with every rule that is put into that chain or taken out
-// of it, and with none of the other chains.
+// Forward returns how many bytes the rules of FORWARD take. It changes with every rule that is added to or removed from that
+// chain, and with no change of other chains.
 func (i LegacyInfo) Forward() uint32 {
 	const forward = 2 // NF_INET_FORWARD, linux/netfilter.h
 	return i.Underflow[forward] - i.HookEntry[forward]
 }
 
-// emptyEntries is how many entries the filter table has when nobody has written to it: three policies and the end mark.
+// emptyEntries is how many entries an untouched filter table has: three policies and the end mark.
 const emptyEntries = 4
 
-// Empty reports whether the filter table is as the kernel makes it.
+// Empty reports whether the filter table is as the kernel created it.
 func (i LegacyInfo) Empty() bool { return i.Entries <= emptyEntries }
 
 // getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO, IPT_BASE_CTL in both headers.
@@ -85,8 +85,8 @@ func NewLegacySocket(f imds.Family) (*LegacySocket, error) {
 // Close closes the socket.
 func (s *LegacySocket) Close() error { return unix.Close(s.fd) }
 
-// Info reads a table's summary, in about a microsecond however many rules there are. It loads the table if need be: ask
-// only where LegacyTables has it, or where legacy is in use.
+// Info reads a table's summary, in about a microsecond however many rules there are. It loads the table if necessary: call it
+// only for tables in LegacyTables, or where legacy is in use.
 func (s *LegacySocket) Info(table string) (LegacyInfo, error) {
 	var info LegacyInfo
 	copy(info.Name[:], table)
@@ -100,12 +100,12 @@ func (s *LegacySocket) Info(table string) (LegacyInfo, error) {
 }
 
 // HasChain reports whether a table has a user-defined chain of this name. Unlike a command it neither waits for the lock nor
-// forks. The kernel keeps the beginning of such a chain as a rule with the target ERROR, which carries the name (struct
+// forks. The kernel marks the beginning of such a chain with a rule whose target ERROR carries the chain's name (struct
 // xt_error_target of linux/netfilter/x_tables.h).
 func (s *LegacySocket) HasChain(table, chain string) (bool, error) {
 	var entries []byte
 	err := error(unix.EAGAIN)
-	for tries := 0; tries < 3 && errors.Is(err, unix.EAGAIN); tries++ { // the size may change between the two questions
+	for tries := 0; tries < 3 && errors.Is(err, unix.EAGAIN); tries++ { // the size may change between the two calls
 		var info LegacyInfo
 		if info, err = s.Info(table); err == nil {
 			entries, err = s.entries(table, info.Size)
@@ -122,7 +122,7 @@ func (s *LegacySocket) HasChain(table, chain string) (bool, error) {
 // xtTargetName is the size of a target's name (XT_EXTENSION_MAXNAMELEN of linux/netfilter/x_tables.h).
 const xtTargetName = 29
 
-// entries is IPT_SO_GET_ENTRIES: the table's rules, of so many bytes, as the kernel has them.
+// entries is IPT_SO_GET_ENTRIES: the table's rules, size bytes of them, in the kernel's format.
 func (s *LegacySocket) entries(table string, size uint32) ([]byte, error) {
 	const head = 40 // struct ipt_get_entries: the table's name, the size, and padding
 	buffer := make([]byte, head+size)
@@ -147,7 +147,7 @@ func HasLegacyChain(f imds.Family, table, chain string) (bool, error) {
 	return s.HasChain(table, chain)
 }
 
-// ReadLegacyInfo is Info with a socket of its own, for a table that is loaded; ok is false where it is not.
+// ReadLegacyInfo is Info with a socket of its own, for a table that may not be loaded: then ok is false.
 func ReadLegacyInfo(f imds.Family, table string) (info LegacyInfo, ok bool, err error) {
 	tables, err := LegacyTables(f)
 	if err != nil || !slices.Contains(tables, table) {

@@ -1,4 +1,4 @@
-// The watcher of legacy iptables, of which the kernel sends no notifications.
+// The watcher of legacy iptables, for which the kernel sends no notifications.
 
 package netfilter
 
@@ -16,10 +16,11 @@ import (
 )
 
 const (
-	// lockFile is opened by every legacy command since iptables 1.4.20 and closed when it is done (iptables/xshared.c).
+	// lockFile is opened by every legacy command since iptables 1.4.20, and closed when the command is done
+	// (iptables/xshared.c).
 	lockFile = "/run/xtables.lock"
-	// The summaries are read when somebody closes the lock file, and beside that every pollBehindLock; every pollAlone
-	// while the lock file can't be watched. Each wake-up costs some 0.1 ms of CPU time, the reading a microsecond.
+	// The summaries are read when a process closes the lock file and, in addition, every pollBehindLock; while the lock file
+	// can't be watched, every pollAlone. Each wake-up costs some 0.1 ms of CPU time, the reading itself a microsecond.
 	pollBehindLock = 200 * time.Millisecond
 	pollAlone      = 100 * time.Millisecond
 )
@@ -32,9 +33,9 @@ type LegacyPoll struct {
 	on       chan bool
 }
 
-// NewLegacyPoll makes a poll that is off: reading a summary would load the table where legacy is not in use. wake is called
-// with the family whose summary has changed, and with none when the poll begins; lost when one can't be read, once until it
-// can be again.
+// NewLegacyPoll makes a poll that is off, since reading a summary would load the table where legacy is not in use. wake is
+// called with the family whose summary has changed, and without one when the poll starts; lost is called when a summary can't
+// be read, once until it can be read again.
 func NewLegacyPoll(wake func(...imds.Family), lost func(error), families ...imds.Family) *LegacyPoll {
 	return &LegacyPoll{families: families, wake: wake, lost: lost, on: make(chan bool, 1)}
 }
@@ -42,7 +43,7 @@ func NewLegacyPoll(wake func(...imds.Family), lost func(error), families ...imds
 // Set turns the poll on or off. While it is off it costs nothing. It is for one goroutine to call.
 func (p *LegacyPoll) Set(on bool) {
 	select {
-	case <-p.on: // not taken yet, and overtaken
+	case <-p.on: // discard an earlier setting that was not taken yet
 	default:
 	}
 	p.on <- on
@@ -62,7 +63,7 @@ func (p *LegacyPoll) Run(ctx context.Context) {
 	}
 }
 
-// follow polls until ctx ends or the poll is turned off or on anew, and reports whether it is on.
+// follow polls until ctx ends or Set is called again, and reports whether the poll is still on.
 func (p *LegacyPoll) follow(ctx context.Context) (on bool) {
 	var tables []*polled
 	for _, f := range p.families {
@@ -78,8 +79,8 @@ func (p *LegacyPoll) follow(ctx context.Context) (on bool) {
 		lock.close()
 	}()
 	p.wake()
-	// A thread of its own that sleeps in the kernel: at each tick of a Ticker several threads of the Go runtime wake up,
-	// which costs twice the CPU time.
+	// The thread sleeps in the kernel. A Ticker would wake several threads of the Go runtime at each tick, which costs twice
+	// the CPU time.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	for {
@@ -100,7 +101,7 @@ func (p *LegacyPoll) follow(ctx context.Context) (on bool) {
 // polled is one family's filter table as it was last seen.
 type polled struct {
 	family imds.Family
-	socket *LegacySocket // nil until it could be opened
+	socket *LegacySocket // nil until it can be opened
 	last   LegacyInfo
 	lost   bool
 }
@@ -133,12 +134,12 @@ func (p *LegacyPoll) poll(t *polled) {
 	}
 }
 
-// lockWatch waits for somebody to close the lock file. That says only when to look: our own commands close it too.
+// lockWatch waits for a process to close the lock file. That only says when to look: our own commands close it too.
 type lockWatch struct {
 	file int // an inotify instance; 0 if there is none
 }
 
-// wait returns after somebody closed the lock file, or when the time for a poll has come.
+// wait returns when a process has closed the lock file, or when it is time to poll.
 func (l *lockWatch) wait() {
 	if l.file == 0 && l.open() != nil {
 		_, _ = unix.Poll(nil, int(pollAlone.Milliseconds()))
@@ -166,8 +167,8 @@ func (l *lockWatch) open() error {
 	return nil
 }
 
-// gone reads the events that wait and reports whether the file may have been removed: another may have its name now. (The
-// last link's removal changes an attribute, the number of links.)
+// gone reads the pending events and reports whether the file may have been removed and replaced by another of the same name.
+// (Removing the last link changes an attribute, the number of links.)
 func (l *lockWatch) gone() bool {
 	var buffer [4096]byte
 	gone := false

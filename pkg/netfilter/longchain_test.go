@@ -9,8 +9,8 @@ import (
 
 const longChain = 5_000
 
-// A long chain, with ours at the top, costs next to no memory to read, and nothing of it is interrupted by somebody who
-// writes all the time.
+// A long chain with our rules at the top takes next to no memory to read, and constant writes by others don't interrupt the
+// reading.
 func TestLongChain(t *testing.T) {
 	// Not beside others: what they allocate would be counted, too.
 	f := imds.IPv4

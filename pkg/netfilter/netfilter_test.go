@@ -37,8 +37,7 @@ func (n *NFT) forward(t *testing.T, f imds.Family) NFTChain {
 	return c
 }
 
-// What iptables-nft writes is never odd, and ours is known again; what others write is odd wherever iptables-nft
-// misprints it.
+// What iptables-nft writes is never odd, and our rule is recognised; other rules are odd wherever iptables-nft misprints them.
 func TestNFTRules(t *testing.T) {
 	t.Parallel()
 	for _, f := range imds.Families {
@@ -118,7 +117,7 @@ func TestNFTRules(t *testing.T) {
 	}
 }
 
-// Rules put back are to iptables what they were, at the top and with fresh counters.
+// To iptables, rules that were put back are the same as before, at the top and with counters at zero.
 func TestReplace(t *testing.T) {
 	t.Parallel()
 	for _, f := range imds.Families {
@@ -195,7 +194,7 @@ func TestLegacyInfo(t *testing.T) {
 	}
 }
 
-// The watch tells of a transaction, of whose tables it changed, and of who made it.
+// The watch reports a transaction, the families that it changed, and the process that made it.
 func TestNFTWatch(t *testing.T) {
 	t.Parallel()
 	node, sh := newNode(t)

@@ -1,4 +1,4 @@
-// The socket on which nftables is asked, and how.
+// The socket for talking to nftables, and how it is used.
 
 package netfilter
 
@@ -15,9 +15,9 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
-// NFT asks nftables. It keeps its socket, and with it the network namespace of the thread that asked first: every close
-// of a netfilter socket waits until the kernel has destroyed what the last transaction deleted, which takes an RCU grace
-// period of 5 to 30 ms (net/netfilter/nf_tables_api.c, nft_rcv_nl_event), just when somebody has deleted our rule.
+// NFT talks to nftables. It keeps its socket open, and so stays in the network namespace of the thread that used it first.
+// The reason: closing a netfilter socket waits until the kernel has destroyed what the last transaction deleted, an RCU
+// grace period of 5 to 30 ms (net/netfilter/nf_tables_api.c, nft_rcv_nl_event), just when something has deleted our rule.
 //
 // The zero value is ready. It is not safe for concurrent use.
 type NFT struct {
@@ -27,7 +27,7 @@ type NFT struct {
 	buffer   []byte // for one packet of answers
 }
 
-// answerBuffer holds the largest packet of answers, of which the kernel makes none over 32 KiB (netlink_recvmsg in
+// answerBuffer holds the largest packet of answers; the kernel makes none over 32 KiB (netlink_recvmsg in
 // net/netlink/af_netlink.c). However long a chain is, no more of it is in memory at once.
 const answerBuffer = 64 << 10
 
@@ -76,8 +76,8 @@ func (n *NFT) request(f imds.Family, message, flags int, attrs ...*nl.RtAttr) []
 	return req.Serialize()
 }
 
-// exchange sends messages and hands on every answer until one is the last. An answer's bytes are valid only until answer
-// returns. After an error the socket is closed, since an answer that was not read may be left in it.
+// exchange sends messages and passes on every answer until one is the last. An answer's bytes are valid only until answer
+// returns. After an error the socket is closed, since unread answers may be left in it.
 func (n *NFT) exchange(messages []byte, answer func(syscall.NetlinkMessage) (last bool, err error)) error {
 	if err := n.open(); err != nil {
 		return err
@@ -113,8 +113,8 @@ func (n *NFT) exchangeOpened(messages []byte, answer func(syscall.NetlinkMessage
 	}
 }
 
-// get asks for one object and returns its attributes, nil if there is none. The kernel's answer is one message, the object or
-// an error, so that no acknowledgement is asked for: each packet to receive delays putting back what is lost.
+// get reads one object and returns its attributes, nil if there is none. The kernel answers with one message, the object or an
+// error, so no acknowledgement is requested: every packet to receive delays putting back what is lost.
 func (n *NFT) get(f imds.Family, message int, attrs ...*nl.RtAttr) (object map[uint16]syscall.NetlinkRouteAttr, err error) {
 	err = n.exchange(n.request(f, message, 0, attrs...), func(a syscall.NetlinkMessage) (bool, error) {
 		if a.Header.Type == unix.NLMSG_ERROR {
@@ -129,7 +129,7 @@ func (n *NFT) get(f imds.Family, message int, attrs ...*nl.RtAttr) (object map[u
 	return object, err
 }
 
-// errnoOf is the error that an acknowledgement carries, or the end of a dump; nil for success.
+// errnoOf returns the error in an acknowledgement or at the end of a dump; nil for success.
 func errnoOf(a syscall.NetlinkMessage) error {
 	if len(a.Data) < 4 {
 		return nil
@@ -158,7 +158,7 @@ func parseNFT(answer []byte) (map[uint16]syscall.NetlinkRouteAttr, error) {
 	return nlattr.Map(answer[nl.SizeofNfgenmsg:])
 }
 
-// be32 is a numeric attribute of nftables, which are in network byte order; 0 if it is absent.
+// be32 reads a numeric attribute, which nftables stores in network byte order; 0 if it is absent.
 func be32(a syscall.NetlinkRouteAttr) uint32 {
 	if len(a.Value) != 4 {
 		return 0

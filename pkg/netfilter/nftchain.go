@@ -1,4 +1,4 @@
-// The reading of one chain of nftables: what is needed of it, and not more.
+// Reading one nftables chain, and no more of it than is needed.
 
 package netfilter
 
@@ -16,36 +16,36 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
-// NFTChain is what nftables knows of a base chain that iptables-nft uses, and iptables-nft does not say.
+// NFTChain is what nftables knows, and iptables-nft does not say, about a base chain that iptables-nft uses.
 type NFTChain struct {
 	Exists bool
-	// Dormant: the table's hooks are switched off (`nft add table ip filter { flags dormant; }`), its rules do nothing.
+	// Dormant: the table's hooks are switched off (`nft add table ip filter { flags dormant; }`), so its rules do nothing.
 	Dormant bool
-	// Type is empty for a chain without a hook, which is never entered by itself. Hook is a number of
-	// linux/netfilter.h (NF_INET_FORWARD), Priority one of linux/netfilter_ipv4.h (NF_IP_PRI_FILTER).
+	// Type is empty for a chain without a hook, which no packet enters by itself. Hook is a number from linux/netfilter.h
+	// (NF_INET_FORWARD), Priority one from linux/netfilter_ipv4.h (NF_IP_PRI_FILTER).
 	Type     string
 	Hook     uint32
 	Priority int32
-	// Top is the beginning of the chain: every rule down to where the Scope had enough.
+	// Top is the beginning of the chain: every rule down to where Scope.Enough returned true.
 	Top []NFTRule
-	// Below are those among the rest that name the Scope's address.
+	// Below are the other rules that name the Scope's address.
 	Below []NFTRule
-	// Length is how many rules were seen. Incomplete says that there may be more: somebody's writing, in whatever table
-	// of the network namespace, cut the reading off again and again.
+	// Length is how many rules were seen. Incomplete says that there may be more: writes to some table in the network namespace
+	// interrupted the reading again and again.
 	Length     int
 	Incomplete bool
 }
 
-// Rules are all that were read.
+// Rules returns all rules that were read.
 func (c NFTChain) Rules() []NFTRule { return slices.Concat(c.Top, c.Below) }
 
 // Scope says what is needed of a chain, so that a long one costs neither time nor memory.
 type Scope struct {
-	// Address: rules that name it are read wherever they stand.
+	// Address: rules that name it are read wherever they are in the chain.
 	Address netip.Addr
-	// Top is how many rules are read from the top at most.
+	// Top is how many rules to read from the top at most.
 	Top int
-	// Enough is called with each rule from the top on; after true, the rules below matter only if they name Address.
+	// Enough is called with each rule from the top on; once it returns true, rules below matter only if they name Address.
 	Enough func(NFTRule) bool
 }
 
@@ -96,12 +96,12 @@ func (n *NFT) readChain(f imds.Family, table, chain string, s Scope) (c NFTChain
 	return c, err
 }
 
-// askTries is how often a dump is made anew that was cut off before there was enough of it.
+// askTries is how often to repeat a dump that was interrupted before Enough was satisfied.
 const askTries = 10
 
-// readRules dumps the rules once. A dump of many rules comes in several packets, and the kernel marks the first message
-// that was made after somebody's transaction (nl_dump_check_consistent in include/net/netlink.h): from there on, rules may
-// be left out or come twice. If there was enough before that, the mark says nothing.
+// readRules dumps the rules once. A dump of many rules comes in several packets, and the kernel marks the first message made
+// after another transaction (nl_dump_check_consistent in include/net/netlink.h): from there on, rules may be missing or
+// repeated. If Enough was satisfied before that, the mark doesn't matter.
 func (n *NFT) readRules(f imds.Family, table, chain string, s Scope) (c NFTChain, err error) {
 	enough, cut := false, false
 	address := s.Address.AsSlice()
@@ -113,7 +113,7 @@ func (n *NFT) readRules(f imds.Family, table, chain string, s Scope) (c NFTChain
 		case m.Header.Type == unix.NLMSG_DONE, m.Header.Type == unix.NLMSG_ERROR:
 			return true, errnoOf(m)
 		case cut:
-			return false, nil // read on, so that the socket can be asked again
+			return false, nil // read to the end, so that the socket can be used again
 		}
 		position := c.Length
 		c.Length++
@@ -126,7 +126,7 @@ func (n *NFT) readRules(f imds.Family, table, chain string, s Scope) (c NFTChain
 		}
 		rule := parseNFTRule(f, attrs[unix.NFTA_RULE_EXPRESSIONS].Value)
 		rule.Handle, rule.Position = be64(attrs[unix.NFTA_RULE_HANDLE]), position
-		// A comment of nft's: ours has none. It is somebody else's rule then, though it may do the same.
+		// Our rules have no nft comment. One with a comment belongs to somebody else, even if it does the same.
 		rule.Plain = rule.Plain && len(attrs[unix.NFTA_RULE_USERDATA].Value) == 0
 		rule.Names = bytes.Contains(rule.Expressions, address)
 		switch {

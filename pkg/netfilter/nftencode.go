@@ -1,4 +1,4 @@
-// A rule of ours in the form in which iptables-nft writes it, for a table that iptables does not know.
+// Encoding one of our rules as iptables-nft would write it, for a table that iptables does not know.
 
 package netfilter
 

@@ -1,4 +1,4 @@
-// One nftables rule, as far as a rule of iptables-nft has to be told from others.
+// Parsing one nftables rule, as far as needed to tell iptables-nft's rules from others.
 
 package netfilter
 
@@ -17,37 +17,36 @@ import (
 
 // NFTRule is one rule of an NFTChain.
 type NFTRule struct {
-	// Handle is the kernel's number of the rule. No other rule gets the same while the table is there.
+	// Handle is the kernel's number for the rule. It is not reused while the table exists.
 	Handle uint64
 	// Position is how many rules stand above.
 	Position int
-	// Odd: the rule was not written by iptables-nft and has an expression that iptables-nft leaves out or misprints
-	// when it lists the rule. Seen with 1.8.9: `ip daddr > 10.0.0.1 accept` is listed as `-d 10.0.0.1/32 -j ACCEPT`,
-	// a set lookup as no match at all, and of two matches of one field the second alone, under the negation of the
-	// first.
+	// Odd: the rule was not written by iptables-nft and contains an expression that iptables-nft omits or misprints when it
+	// lists the rule. Seen with 1.8.9: `ip daddr > 10.0.0.1 accept` is listed as `-d 10.0.0.1/32 -j ACCEPT`, a set lookup as no
+	// match at all, and two matches of one field as the second alone, with the negation of the first.
 	Odd bool
-	// Jump: the verdict is a jump or goto. iptables-nft lists one to a chain called DROP or LOG, which nft allows, like
-	// the target of that name.
+	// Jump: the verdict is a jump or goto. nft allows chains called DROP or LOG, and iptables-nft lists a jump to one like the
+	// target of that name.
 	Jump bool
-	// Stops: whatever packet the rule matches goes no further. Never set with Odd.
+	// Stops: every packet that the rule matches is stopped. Never set together with Odd.
 	Stops bool
-	// Plain: the rule matches on In and Dest, both set, perhaps on TCP, and on nothing else, and stops the packet. Target is
-	// DROP or REJECT. These are meaningful only then.
+	// Plain: the rule matches on In and Dest, both set, possibly on TCP, and on nothing else, and stops the packet. Target is
+	// DROP or REJECT. The following fields are meaningful only then.
 	Plain      bool
 	In         string // an interface pattern in iptables syntax
 	Dest       netip.Addr
 	TCP        bool
 	Target     string
 	RejectWith string // as iptables prints it, for the errors that imds-guard uses
-	// Names: the Scope's address is somewhere in the rule.
+	// Names: the Scope's address occurs somewhere in the rule.
 	Names bool
 	// Packets is the rule's packet counter.
 	Packets uint64
-	// Expressions is the rule as the kernel has it, for Replace.
+	// Expressions is the rule in the kernel's format, for Replace.
 	Expressions []byte
 }
 
-// load is what the last load expression put into the register.
+// load is what a load expression put into the register.
 type load int
 
 const (
@@ -60,7 +59,7 @@ const (
 	loadPorts
 )
 
-// loaded is the last load expression: what, how many bytes of it, and into which register.
+// loaded is the last load expression: what it loads, how many bytes, and into which register.
 type loaded struct {
 	what     load
 	size     int // 0 if it is not known
@@ -68,9 +67,9 @@ type loaded struct {
 	compared bool
 }
 
-// parseNFTRule reads a rule's expressions (linux/netfilter/nf_tables.h). What iptables-nft writes and lists as it is
-// (iptables/nft.c and nft-shared.c) are loads of addresses, interfaces, protocols and ports, comparisons of them for
-// equality, ranges of ports, xtables matches and targets, a counter, and a verdict; everything else makes the rule odd.
+// parseNFTRule reads a rule's expressions (linux/netfilter/nf_tables.h). iptables-nft writes and lists correctly
+// (iptables/nft.c and nft-shared.c): loads of addresses, interfaces, protocols and ports, comparisons of them for equality,
+// ranges of ports, xtables matches and targets, a counter, and a verdict. Everything else makes the rule odd.
 func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 	odd := NFTRule{Odd: true, Expressions: expressions}
 	list, err := nlattr.List(expressions)
@@ -148,8 +147,8 @@ func parseNFTRule(f imds.Family, expressions []byte) NFTRule {
 	return r
 }
 
-// comparedWith is the value that a comparison asks the last load for; false if it can't be one of those that iptables-nft
-// writes and prints as they are.
+// comparedWith returns the value that a comparison compares the last load with; false if iptables-nft would not write the
+// comparison, or not print it correctly.
 func (l loaded) comparedWith(data map[uint16]syscall.NetlinkRouteAttr) (value []byte, ok bool) {
 	nested, err := nlattr.Map(data[unix.NFTA_CMP_DATA].Value)
 	if err != nil || l.compared || be32(data[unix.NFTA_CMP_SREG]) != l.register {
@@ -158,7 +157,7 @@ func (l loaded) comparedWith(data map[uint16]syscall.NetlinkRouteAttr) (value []
 	value = nested[unix.NFTA_DATA_VALUE].Value
 	switch {
 	case l.what == loadIn:
-		// nft's wildcard is an asterisk: to it, `eni+` is the name of one interface, which iptables prints like its own
+		// nft's wildcard is an asterisk: for nft `eni+` is the name of a single interface, which iptables prints like its own
 		// pattern.
 		return value, !bytes.Contains(value, []byte("+"))
 	case l.size > 0:
@@ -167,15 +166,15 @@ func (l loaded) comparedWith(data map[uint16]syscall.NetlinkRouteAttr) (value []
 	return value, true
 }
 
-// isMask reports whether a bitwise expression does nothing but mask, as for a prefix: iptables-nft ignores whatever else it
-// may do.
+// isMask reports whether a bitwise expression does nothing but mask, as for a prefix: iptables-nft ignores anything else that
+// it may do.
 func isMask(data map[uint16]syscall.NetlinkRouteAttr) bool {
 	xor, err := nlattr.Map(data[unix.NFTA_BITWISE_XOR].Value)
 	const operation = 6 // NFTA_BITWISE_OP, linux/netfilter/nf_tables.h; zero is NFT_BITWISE_MASK_XOR
 	return err == nil && be32(data[operation]) == 0 && len(bytes.Trim(xor[unix.NFTA_DATA_VALUE].Value, "\x00")) == 0
 }
 
-// metaLoad says what a meta expression loads.
+// metaLoad returns what a meta expression loads.
 func metaLoad(data map[uint16]syscall.NetlinkRouteAttr) loaded {
 	l := loaded{register: be32(data[unix.NFTA_META_DREG])}
 	switch be32(data[unix.NFTA_META_KEY]) {
@@ -189,7 +188,7 @@ func metaLoad(data map[uint16]syscall.NetlinkRouteAttr) loaded {
 	return l
 }
 
-// destination is where a header has the destination address, and how long that is: RFC 791, RFC 8200.
+// destination returns the offset and length of the destination address in a header: RFC 791, RFC 8200.
 func destination(f imds.Family) (offset, length uint32) {
 	if f == imds.IPv6 {
 		return 24, 16
@@ -197,7 +196,7 @@ func destination(f imds.Family) (offset, length uint32) {
 	return 16, 4
 }
 
-// payloadLoad says what a payload expression loads.
+// payloadLoad returns what a payload expression loads.
 func payloadLoad(f imds.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
 	offset, length := destination(f)
 	switch base := be32(data[unix.NFTA_PAYLOAD_BASE]); {
@@ -211,11 +210,11 @@ func payloadLoad(f imds.Family, data map[uint16]syscall.NetlinkRouteAttr) load {
 	return loadDestPart
 }
 
-// compare notes what an equality asks for and reports whether it is one of those that a plain rule has.
+// compare records what an equality requires and reports whether a plain rule may contain it.
 func (r *NFTRule) compare(last load, value []byte) bool {
 	switch last {
 	case loadIn:
-		// A wildcard is a comparison of the prefix alone, a whole name is compared with its terminating zero.
+		// A wildcard compares only the prefix; a whole name is compared with its terminating zero.
 		r.In = unix.ByteSliceToString(value)
 		if len(r.In) == len(value) {
 			r.In += "+"
@@ -235,7 +234,7 @@ func (r *NFTRule) compare(last load, value []byte) bool {
 // nfDrop is NF_DROP (linux/netfilter.h).
 const nfDrop = 0
 
-// verdictOf is the verdict of an immediate expression, false if it is none: NF_DROP, NF_ACCEPT, NFT_JUMP and so on.
+// verdictOf returns the verdict of an immediate expression, such as NF_DROP, NF_ACCEPT or NFT_JUMP; false if it has none.
 func verdictOf(data map[uint16]syscall.NetlinkRouteAttr) (code int32, ok bool) {
 	value, err := nlattr.Map(data[unix.NFTA_IMMEDIATE_DATA].Value)
 	if err != nil {
@@ -257,7 +256,7 @@ func rejectCodes(f imds.Family) map[string]uint32 {
 	return map[string]uint32{"icmp-port-unreachable": 3, "tcp-reset": 7}
 }
 
-// rejectWith is the error that a REJECT answers with, by its name or else by its number.
+// rejectWith returns the error that a REJECT answers with, by its name or else by its number.
 func rejectWith(f imds.Family, info []byte) string {
 	if len(info) < 4 {
 		return ""

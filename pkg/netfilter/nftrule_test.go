@@ -44,8 +44,9 @@ type packet struct {
 	proto byte
 }
 
-// stops evaluates a rule as the kernel would, as far as this little machine knows the expressions (net/netfilter/
-// nf_tables_core.c, nft_do_chain): whether it stops the packet. It shares no line with the parser but the attributes'.
+// stops evaluates a rule as the kernel would, as far as this little interpreter knows the expressions
+// (net/netfilter/nf_tables_core.c, nft_do_chain), and reports whether it stops the packet. It shares no code with the parser
+// except for the attributes.
 func stops(f imds.Family, expressions []byte, p packet) (stopped, known bool) {
 	list, err := nlattr.List(expressions)
 	if err != nil {
@@ -98,7 +99,7 @@ func stops(f imds.Family, expressions []byte, p packet) (stopped, known bool) {
 	return false, true
 }
 
-// agree holds what the parser says of a rule against what the rule does.
+// agree compares what the parser says about a rule with what the rule does.
 func agree(t *testing.T, f imds.Family, expressions []byte) {
 	t.Helper()
 	r := parseNFTRule(f, expressions)
@@ -147,7 +148,7 @@ func TestWrittenRules(t *testing.T) {
 	}
 }
 
-// What is made here for a table of our own is what iptables-nft would have written, byte for byte.
+// What is encoded for our own table is what iptables-nft would have written, byte for byte.
 func TestPlainRule(t *testing.T) {
 	for f := range written {
 		dest := f.Endpoint().Addr()
@@ -165,7 +166,7 @@ func TestPlainRule(t *testing.T) {
 	}
 }
 
-// A rule that is not what it seems: the registers, the verdict, or the order are others.
+// A rule that is not what it seems: registers, verdict or order differ.
 func TestForgedRules(t *testing.T) {
 	for f := range written {
 		plain := writtenBytes(t, f, 0)

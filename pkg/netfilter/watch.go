@@ -1,4 +1,4 @@
-// The watcher of nftables: it only says that something may have changed, and leaves it to the woken one to look.
+// The watcher of nftables: it only reports that something may have changed. Whoever is woken has to look.
 
 package netfilter
 
@@ -27,15 +27,15 @@ type Writer struct {
 
 // NFTWatch follows the nftables transactions of this network namespace.
 type NFTWatch struct {
-	// Wake is called after every transaction, with the families in whose tables it changed something; with none after a
-	// transaction that changed others' too, and after every new subscription: anything may have changed then.
+	// Wake is called after every transaction, with the families in whose tables it changed something; without any after a
+	// transaction that changed other tables too, and after every new subscription, since anything may have changed.
 	Wake func(changed ...imds.Family)
 	// Lost is called when notifications were lost: ENOBUFS, or a broken socket.
 	Lost   func(error)
 	writer atomic.Pointer[Writer]
 }
 
-// LastWriter is who committed last, for the log; the zero Writer if nobody was seen.
+// LastWriter returns the process that committed last, for the log; the zero Writer if none was seen.
 func (w *NFTWatch) LastWriter() Writer {
 	if last := w.writer.Load(); last != nil {
 		return *last
@@ -71,10 +71,10 @@ func (w *NFTWatch) follow(ctx context.Context) error {
 // changes are the families in whose tables a transaction changed something.
 type changes struct {
 	families []imds.Family
-	others   bool // than those of imds
+	others   bool // families other than those of imds
 }
 
-// add takes a message of the transaction, whose nfgen_family is the table's (nf_tables_fill_rule_info and its like).
+// add takes in a message of the transaction; its nfgen_family is the table's family (nf_tables_fill_rule_info and the like).
 func (c *changes) add(m syscall.NetlinkMessage) {
 	for _, f := range imds.Families {
 		if len(m.Data) > 0 && m.Data[0] == nfProto(f) {
@@ -87,7 +87,7 @@ func (c *changes) add(m syscall.NetlinkMessage) {
 	c.others = true
 }
 
-// known are the families, none if there are others too.
+// known returns the families, or none if there are others too.
 func (c changes) known() []imds.Family {
 	if c.others {
 		return nil
@@ -95,8 +95,8 @@ func (c changes) known() []imds.Family {
 	return c.families
 }
 
-// note keeps the writer, unless it is this process itself, by its own socket. (The kernel gives the number of the thread
-// then, so that the process is known by its name.)
+// note remembers the writer, unless it is this process. (For its own socket the kernel reports the thread's number, so the
+// process is recognised by its name.)
 func (w *NFTWatch) note(m syscall.NetlinkMessage) {
 	attrs, err := parseNFT(m.Data)
 	if err != nil {
@@ -108,7 +108,7 @@ func (w *NFTWatch) note(m syscall.NetlinkMessage) {
 	}
 }
 
-// ownName is this process's name as the kernel has it.
+// ownName returns this process's name as the kernel knows it.
 var ownName = sync.OnceValue(func() string {
 	name, _ := os.ReadFile("/proc/self/comm")
 	return strings.TrimSpace(string(name))

@@ -14,7 +14,7 @@ const typeMask = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 
 // List parses attributes in their order.
 func List(b []byte) ([]syscall.NetlinkRouteAttr, error) {
-	// nl.ParseRouteAttr steps over the padding of the last attribute whether it is there or not, and panics if not.
+	// nl.ParseRouteAttr skips the padding of the last attribute whether it is there or not, and panics if it is not.
 	padded := b
 	if len(b)%4 != 0 {
 		padded = make([]byte, (len(b)+3)&^3)

@@ -1,4 +1,4 @@
-// How the Kubernetes API is reached.
+// The client of the Kubernetes API.
 
 package node
 
@@ -17,17 +17,17 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// requestTimeout is for one request. It is short because a connection that was begun before kube-proxy knew the API
-// server's Service never ends; on a new node pods wait meanwhile.
+// requestTimeout bounds one request. It is short because a connection opened before kube-proxy knew the API server's Service
+// hangs forever, and on a new node pods are waiting.
 const requestTimeout = 5 * time.Second
 
-// InCluster reports whether the program runs in a pod, by what the kubelet gives every container.
+// InCluster reports whether the program runs in a pod, judging by what the kubelet sets in every container.
 func InCluster() bool {
 	return os.Getenv("KUBERNETES_SERVICE_HOST") != "" && os.Getenv("KUBERNETES_SERVICE_PORT") != ""
 }
 
-// LoadConfig reads how to reach the API server: from the named kubeconfig file, or, with an empty name, from what the
-// kubelet gives a pod. It makes no request.
+// LoadConfig reads how to reach the API server: from the named kubeconfig file or, if the name is empty, from the pod's service
+// account. It makes no request.
 func LoadConfig(kubeconfig string) (*rest.Config, error) {
 	if kubeconfig == "" {
 		return rest.InClusterConfig()
@@ -35,7 +35,7 @@ func LoadConfig(kubeconfig string) (*rest.Config, error) {
 	return clientcmd.BuildConfigFromFlags("", kubeconfig)
 }
 
-// The operations that requests are counted by.
+// The operations by which requests are counted.
 const (
 	OpGetNode     = "get_node"
 	OpPatchNode   = "patch_node"
@@ -48,9 +48,9 @@ const (
 // Operations lists every operation.
 var Operations = []string{OpGetNode, OpPatchNode, OpPatchStatus, OpRecordEvent, OpListPods, OpWatchPods}
 
-// API makes a client of core/v1, without a request. Every request is told to count.
+// API makes a client for core/v1, without a request. Every later request is reported to count.
 //
-// It is one of core/v1 alone: a Clientset brings every API there is, which would be in memory on every node.
+// It is for core/v1 only: a Clientset contains every API there is, and would use memory for that on every node.
 func API(c *rest.Config, version string, count func(operation string, ok bool)) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
 	if err := corev1.AddToScheme(scheme); err != nil {
@@ -66,7 +66,7 @@ func API(c *rest.Config, version string, count func(operation string, ok bool)) 
 	return rest.RESTClientFor(c)
 }
 
-// Connect makes what Reporter and Events need to deal with the named node. Events are sent until ctx ends.
+// Connect makes what Reporter and Events need for the named node. Events are sent until ctx ends.
 func Connect(ctx context.Context, api *rest.RESTClient, name string) (Client, *Events) {
 	return ownNode{api, name}, newEvents(ctx, eventSink{ctx, api}, name)
 }
@@ -99,7 +99,7 @@ func (s eventSink) Create(e *corev1.Event) (*corev1.Event, error) {
 	return result(s.ctx, &corev1.Event{}, s.api.Post().Namespace(e.Namespace).Resource("events").Body(e))
 }
 
-// Update implements record.EventSink, whose user never calls it.
+// Update implements record.EventSink. It is never called.
 func (s eventSink) Update(e *corev1.Event) (*corev1.Event, error) {
 	return result(s.ctx, &corev1.Event{}, s.api.Put().Namespace(e.Namespace).Resource("events").Name(e.Name).Body(e))
 }
@@ -110,14 +110,14 @@ func (s eventSink) Patch(e *corev1.Event, patch []byte) (*corev1.Event, error) {
 		s.api.Patch(types.StrategicMergePatchType).Namespace(e.Namespace).Resource("events").Name(e.Name).Body(patch))
 }
 
-// result sends a request, once, and reads the answer into an empty object. When to try again is for the caller to say.
+// result sends a request once and reads the answer into an empty object. Retrying is up to the caller.
 func result[T runtime.Object](ctx context.Context, into T, r *rest.Request) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return into, r.MaxRetries(0).Do(ctx).Into(into)
 }
 
-// counter tells of every request, retries of the library included.
+// counter counts every request, including retries by the library.
 type counter struct {
 	next  http.RoundTripper
 	count func(operation string, ok bool)

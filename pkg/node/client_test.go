@@ -142,8 +142,8 @@ func TestEvents(t *testing.T) {
 		reason, message string
 		record          func(*Events)
 	}{
-		{EventRepaired, "iptables ipv4 rules were shadowed and were put right", func(e *Events) { e.Repaired(id, rules.Shadowed) }},
-		{EventContended, "somebody keeps undoing the repairs of the iptables ipv4 rules", func(e *Events) { e.Contended(id) }},
+		{EventRepaired, "iptables ipv4 rules were shadowed and have been repaired", func(e *Events) { e.Repaired(id, rules.Shadowed) }},
+		{EventContended, "something keeps undoing the repairs of the iptables ipv4 rules", func(e *Events) { e.Contended(id) }},
 		{EventNotCovered, "no rule covers the pod-side interface cali1: its pods can reach the metadata service; do this",
 			func(e *Events) { e.NotCovered("cali1", "do this") }},
 	} {
@@ -178,8 +178,8 @@ func TestPodEvents(t *testing.T) {
 		audited         bool
 		reason, message string
 	}{
-		{false, EventBlocked, "This pod asks for the node's instance metadata service (IMDS), and is refused. Do this."},
-		{true, EventAudited, "This pod asks for the node's instance metadata service (IMDS), and would be refused if this were enforced. Do this."},
+		{false, EventBlocked, "This pod asks for the node's instance metadata service (IMDS) and is refused. Do this."},
+		{true, EventAudited, "This pod asks for the node's instance metadata service (IMDS) and would be refused in enforce mode. Do this."},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := &wire{status: 201}
@@ -207,7 +207,7 @@ func TestPodEvents(t *testing.T) {
 	}
 }
 
-// A fight floods nobody, and hides no event of another reason.
+// A fight causes no flood of events, and hides no event with another reason.
 func TestEventsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		id := layer.ID{Name: "iptables", Family: imds.IPv4}
@@ -261,7 +261,7 @@ func TestOperationOf(t *testing.T) {
 	}
 }
 
-// A pod is told by both variables that the kubelet sets.
+// A pod is recognised by both variables that the kubelet sets.
 func TestInCluster(t *testing.T) {
 	for _, c := range []struct {
 		host, port string

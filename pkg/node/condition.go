@@ -1,4 +1,4 @@
-// What the node's condition says, and why.
+// The node's condition: what it says, and why.
 
 package node
 
@@ -15,7 +15,7 @@ import (
 // ConditionType is the type of the node condition.
 const ConditionType corev1.NodeConditionType = "IMDSProtected"
 
-// The reasons of the condition, each of one status.
+// The condition's reasons, each of which belongs to one status.
 const (
 	// True.
 	ReasonVerified  = "RulesVerified"
@@ -32,27 +32,27 @@ const (
 	ReasonStopped     = "AgentStopped"
 )
 
-// Condition is what is to be said of the node.
+// Condition is the condition to set on the node.
 type Condition struct {
 	Status  corev1.ConditionStatus
 	Reason  string
 	Message string
 }
 
-// stopped is what an agent leaves behind: nobody looks any more, so nobody knows.
+// stopped is the condition that an agent leaves behind: once nobody looks any more, nobody knows.
 var stopped = Condition{corev1.ConditionUnknown, ReasonStopped,
-	"The agent was stopped. Its rules stay, but nobody watches them until it is back."}
+	"The agent was stopped. Its rules stay in place, but nothing watches them until it is back."}
 
-// Coverage is what is known of the pod-side interfaces.
+// Coverage is what is known about the pod-side interfaces.
 type Coverage struct {
-	// Err is why they could not be listed.
+	// Err says why they could not be listed.
 	Err error
-	// Uncovered are the names of those that no rule covers.
+	// Uncovered has the names of those that no rule covers.
 	Uncovered []string
 }
 
-// Judge says of a node what `imds-guard check` would: True only when every path of pods to the endpoint was read back from
-// the kernel as closed by some layer, and no pod-side interface is left out.
+// Judge judges a node as `imds-guard check` would: True only if every path from pods to the endpoint was read back from the
+// kernel as closed by some layer, and every pod-side interface is covered.
 func Judge(s guard.Status, c Coverage) Condition {
 	var read, wrong, unknown []string
 	for _, l := range s.Layers {
@@ -79,22 +79,22 @@ func Judge(s guard.Status, c Coverage) Condition {
 			"Pods may reach the instance metadata service: " + strings.Join(append(append(wrong, unknown...), s.Reasons()...), "; ")}
 	case s.Forward && s.Unsearched != nil:
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
-			"What the node forwards is stopped, but " + strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
+			"Forwarded packets are stopped, but " + strings.Join(append(s.Reasons(), append(wrong, unknown...)...), "; ")}
 	case stale(s):
-		return Condition{corev1.ConditionUnknown, ReasonNotVerified, "Nothing is known: " + strings.Join(unknown, "; ")}
+		return Condition{corev1.ConditionUnknown, ReasonNotVerified, "The state is not known: " + strings.Join(unknown, "; ")}
 	case len(unknown) > 0:
 		return Condition{corev1.ConditionUnknown, ReasonUnreadable,
-			"It can't be read whether pods reach the instance metadata service: " + strings.Join(unknown, "; ")}
+			"It is not known whether pods can reach the instance metadata service: " + strings.Join(unknown, "; ")}
 	default:
 		return Condition{corev1.ConditionUnknown, ReasonUnreadable, "No address family is supported on this node."}
 	}
 	switch {
 	case c.Err != nil && !s.AnyInterface:
 		return Condition{corev1.ConditionUnknown, ReasonNotVerified,
-			"The rules are in, but whether they cover every pod is not known: " + c.Err.Error()}
+			"The rules are in place, but it is not known whether they cover every pod: " + c.Err.Error()}
 	case len(c.Uncovered) > 0 && !s.AnyInterface:
 		return Condition{corev1.ConditionFalse, ReasonNotCovered,
-			"Pods behind these interfaces reach the instance metadata service, because no --interface covers them: " +
+			"Pods behind these interfaces can reach the instance metadata service, because no --interface covers them: " +
 				first(c.Uncovered)}
 	}
 	if s.Degraded {
@@ -114,7 +114,7 @@ func Judge(s guard.Status, c Coverage) Condition {
 	return Condition{corev1.ConditionTrue, ReasonVerified, message}
 }
 
-// stale reports that what is unknown is so because nobody has looked, or not lately; a reading that failed has an error.
+// stale reports whether a state is unknown because nobody has looked, or not recently; if a reading failed, it has an error.
 func stale(s guard.Status) bool {
 	for _, l := range s.Layers {
 		if l.State == layer.Unknown && l.Err == nil {
@@ -124,7 +124,7 @@ func stale(s guard.Status) bool {
 	return false
 }
 
-// first names the first few: a condition's message is for a person.
+// first lists only the first few names: a condition's message is for people.
 func first(names []string) string {
 	const most = 5
 	if more := len(names) - most; more > 0 {

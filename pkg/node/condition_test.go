@@ -40,8 +40,8 @@ func TestJudge(t *testing.T) {
 			corev1.ConditionFalse, ReasonNotInForce, "ipv6 rules are missing"},
 		{"unreadable", layers{v4: unreadable, v6: enforced}, Coverage{},
 			corev1.ConditionUnknown, ReasonUnreadable, "iptables hangs"},
-		{"nobody has looked", layers{v4: {State: layer.Unknown, Detail: "nobody has looked yet"}}, Coverage{},
-			corev1.ConditionUnknown, ReasonNotVerified, "nobody has looked yet"},
+		{"nobody has looked", layers{v4: {State: layer.Unknown, Detail: "not checked yet"}}, Coverage{},
+			corev1.ConditionUnknown, ReasonNotVerified, "not checked yet"},
 		{"nothing is supported", layers{v4: {State: layer.Unsupported, NoPath: true}}, Coverage{},
 			corev1.ConditionUnknown, ReasonUnreadable, "No address family"},
 		{"uncovered", layers{v4: enforced, v6: enforced}, Coverage{Uncovered: []string{"a", "b", "c", "d", "e", "f", "g"}},
@@ -87,7 +87,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// What is known beside the layers decides, and is in the message.
+// The evidence beside the layers decides, and appears in the message.
 func TestJudgeByEvidence(t *testing.T) {
 	in, socketsOut := layer.Reading{State: layer.Enforced, AnyInterface: true}, layer.Reading{State: layer.Missing, SocketsOnly: true}
 	sockets := layer.Reading{State: layer.Enforced, SocketsOnly: true}
@@ -99,14 +99,14 @@ func TestJudgeByEvidence(t *testing.T) {
 		reason   string
 		message  string
 	}{
-		{past, sockets, corev1.ConditionTrue, ReasonVerified, "But pods' packets go past FORWARD (macvlan: interface mv0), where"},
-		{past, socketsOut, corev1.ConditionFalse, ReasonNotInForce, "cgroup ipv4 rules are missing; cgroup ipv6 rules are missing; pods' packets go past"},
+		{past, sockets, corev1.ConditionTrue, ReasonVerified, "But pods' packets bypass FORWARD (macvlan: interface mv0); there,"},
+		{past, socketsOut, corev1.ConditionFalse, ReasonNotInForce, "cgroup ipv4 rules are missing; cgroup ipv6 rules are missing; pods' packets bypass"},
 		{past, layer.Reading{State: layer.Unknown, SocketsOnly: true, Err: errors.New("no")}, corev1.ConditionUnknown, ReasonUnreadable, "cgroup ipv4 rules are unknown"},
-		{guard.Evidence{Unsearched: errors.New("no list")}, socketsOut, corev1.ConditionUnknown, ReasonNotVerified, "is stopped, but whether pods' packets go past FORWARD is not known: no list"},
-		{guard.Evidence{Answered: "by FORWARD"}, sockets, corev1.ConditionFalse, ReasonAnswered, "metadata service: a packet of our own was let through: by FORWARD"},
+		{guard.Evidence{Unsearched: errors.New("no list")}, socketsOut, corev1.ConditionUnknown, ReasonNotVerified, "are stopped, but it is not known whether pods' packets bypass FORWARD: no list"},
+		{guard.Evidence{Answered: "by FORWARD"}, sockets, corev1.ConditionFalse, ReasonAnswered, "metadata service: a probe was let through: by FORWARD"},
 		{guard.Evidence{Auditing: true}, layer.Reading{State: layer.Auditing, SocketsOnly: true}, corev1.ConditionFalse, ReasonAuditing, "imds-guard runs in audit mode: it blocks nothing and counts who asks"},
 		{guard.Evidence{Auditing: true}, socketsOut, corev1.ConditionFalse, ReasonAuditing, "report`); cgroup ipv4 rules are missing; cgroup ipv6"},
-		{guard.Evidence{NotProbed: errors.New("no pattern")}, sockets, corev1.ConditionTrue, ReasonNotProbed, "; but no packet of our own could be sent: no pattern"},
+		{guard.Evidence{NotProbed: errors.New("no pattern")}, sockets, corev1.ConditionTrue, ReasonNotProbed, "; but no probe could be sent: no pattern"},
 	} {
 		var read []guard.LayerStatus
 		for _, f := range imds.Families {

@@ -1,7 +1,8 @@
-// Package node tells the cluster what the guard knows of this node: it takes the start-up taint away, keeps a condition on
-// the Node up to date, and records events. It is only ever told things; nothing in it can delay or undo enforcement.
+// Package node reports to the cluster what the guard knows about this node: it removes the start-up taint, keeps a
+// condition on the Node up to date, and records events. It only receives information; nothing in it can delay or undo
+// enforcement.
 //
-// It watches nothing. The API server answers each patch with the whole Node, so a taint that came back is seen at the
+// It watches nothing. The API server answers each patch with the whole Node, so a taint that has come back is seen at the
 // next heartbeat, and a node costs one request in five minutes.
 package node
 
@@ -22,22 +23,23 @@ import (
 )
 
 const (
-	// The condition is confirmed after firstHeartbeat, and then at intervals that double up to lastHeartbeat: what adds
-	// a new Node's taints a second time (Karpenter's registration may) does so in its first minutes.
+	// The condition is confirmed after firstHeartbeat, and then at intervals that double up to lastHeartbeat: whatever adds a
+	// new Node's taints a second time (Karpenter's registration may) does so in the first minutes.
 	firstHeartbeat = 10 * time.Second
 	lastHeartbeat  = 5 * time.Minute
-	// lookPeriod is how often it is asked what is known: a loop that hangs tells nobody.
+	// lookPeriod is how often to ask what is known, even without a wake: a loop that hangs wakes nobody.
 	lookPeriod = 10 * time.Second
-	// Changes of the condition go out at once up to changesBurst, then at this interval: in a fight over the rules it may
+	// Changes of the condition are sent at once up to changesBurst, then at this interval: in a fight over the rules it may
 	// change many times a second.
 	changesEvery = 30 * time.Second
 	changesBurst = 5
 	// The pause after a failure doubles from minRetry to maxRetry.
 	minRetry = time.Second
 	maxRetry = time.Minute
-	// maxAttempts bounds how often the taint is removed at a stretch, if somebody changes the taints meanwhile or puts it back.
+	// maxAttempts bounds how often in a row to try to remove the taint, if the taints are changed meanwhile or the taint is put
+	// back.
 	maxAttempts = 5
-	// leaveTimeout is for the last request: the pod's grace period is short.
+	// leaveTimeout bounds the last request: the pod's grace period is short.
 	leaveTimeout = 2 * time.Second
 )
 
@@ -48,11 +50,11 @@ type Client interface {
 	Patch(ctx context.Context, kind types.PatchType, patch []byte, subresources ...string) (*corev1.Node, error)
 }
 
-// Knowledge is what the guard knows at a moment.
+// Knowledge is what the guard knows at one moment.
 type Knowledge struct {
 	Condition
-	// Admit: pods may start on this node, so the start-up taint may go. That is a question of its own, decided beside
-	// whether the node is protected.
+	// Admit: pods may start on this node, so the start-up taint can be removed. This is decided separately from whether the
+	// node is protected.
 	Admit bool
 }
 
@@ -64,12 +66,12 @@ type Reporter struct {
 	wake    chan struct{}
 	changes *rate.Limiter
 
-	node      *corev1.Node // as the API server showed it last; nil before, and when it has to be read again
+	node      *corev1.Node // as last returned by the API server; nil if it has to be read first, or again
 	sent      Condition
 	since     metav1.Time // of sent.Status
-	heartbeat time.Time   // when the condition is due, whether it has changed or not
+	heartbeat time.Time   // when the condition is due even if it has not changed
 	interval  time.Duration
-	unheard   bool // the last condition sent did not arrive
+	unheard   bool // sending the last condition failed
 	failures  int
 	notBefore time.Time
 }
@@ -91,7 +93,7 @@ func (r *Reporter) Wake() {
 	}
 }
 
-// Run reports until ctx ends, and then, in at most a few seconds, that nobody watches the rules any more.
+// Run reports until ctx ends, and then reports, within a few seconds at most, that nobody watches the rules any more.
 func (r *Reporter) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -107,7 +109,7 @@ func (r *Reporter) Run(ctx context.Context) {
 	}
 }
 
-// step does what is due, and returns when to look again.
+// step does what is due and returns when to do the next step.
 func (r *Reporter) step(ctx context.Context) time.Duration {
 	if pause := time.Until(r.notBefore); pause > 0 {
 		return pause
@@ -134,8 +136,8 @@ func (r *Reporter) step(ctx context.Context) time.Duration {
 	return next
 }
 
-// sync makes the Node say what is known, and returns when to look again. Trouble with the taint does not keep the condition
-// from being told.
+// sync updates the Node to what is known, and returns when to look again. A problem with the taint does not keep the condition
+// from being sent.
 func (r *Reporter) sync(ctx context.Context) (time.Duration, error) {
 	if r.node == nil {
 		if err := r.read(ctx); err != nil {
@@ -147,7 +149,7 @@ func (r *Reporter) sync(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	if known.Admit && tainted(r.node) {
-		return 0, nil // the answer has shown it: it came back
+		return 0, nil // the patch's answer shows that the taint has come back
 	}
 	return min(lookPeriod, max(0, time.Until(r.heartbeat))), nil
 }
@@ -169,7 +171,7 @@ func (r *Reporter) confirm(ctx context.Context, c Condition) error {
 	return nil
 }
 
-// read gets the Node, and takes over what an earlier agent said of it.
+// read gets the Node, and takes over the condition set by an earlier agent.
 func (r *Reporter) read(ctx context.Context) error {
 	node, err := r.client.Get(ctx)
 	if err != nil {
@@ -184,8 +186,8 @@ func (r *Reporter) read(ctx context.Context) error {
 	return nil
 }
 
-// send writes the condition. A strategic merge patch replaces the one of this type and leaves the others alone, so it
-// can't conflict with the kubelet's.
+// send writes the condition. A strategic merge patch replaces only the condition of this type, so it can't conflict with the
+// kubelet's.
 func (r *Reporter) send(ctx context.Context, c Condition) error {
 	now := metav1.Now()
 	since := r.since
@@ -202,7 +204,7 @@ func (r *Reporter) send(ctx context.Context, c Condition) error {
 	node, err := r.client.Patch(ctx, types.StrategicMergePatchType, patch, "status")
 	r.unheard = err != nil
 	if err != nil {
-		r.node = nil // it may be another Node by now, with its taint
+		r.node = nil // it may be a new Node object by now, tainted again
 		return fmt.Errorf("setting the node's condition: %w", err)
 	}
 	if c.Status != r.sent.Status {
@@ -212,8 +214,8 @@ func (r *Reporter) send(ctx context.Context, c Condition) error {
 	return nil
 }
 
-// leave says that nobody watches any more: True would be a claim without proof. It is tried once, and not at all if the
-// condition did not arrive the last time.
+// leave reports that nobody watches any more: True would be a claim without proof. It is tried once, and not at all if sending
+// the last condition failed.
 func (r *Reporter) leave() {
 	if r.unheard || r.sent == (Condition{}) {
 		return
@@ -221,11 +223,11 @@ func (r *Reporter) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
 	if err := r.send(ctx, stopped); err != nil {
-		r.log.Warn("telling the cluster that the agent stops failed", "error", err)
+		r.log.Warn("telling the cluster that the agent is stopping failed", "error", err)
 	}
 }
 
-// jitter spreads what many nodes do at once over ±10 %.
+// jitter varies a duration by ±10 %, so that many nodes don't act at the same moment.
 func jitter(d time.Duration) time.Duration {
 	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
 }

@@ -158,7 +158,7 @@ type world struct {
 	stop func() // stops the reporter and waits
 }
 
-// say makes the guard know something else.
+// say changes what the guard knows.
 func (w *world) say(k Knowledge) {
 	w.mu.Lock()
 	w.says = k
@@ -272,7 +272,7 @@ func TestTaintThatComesBackAtOnce(t *testing.T) {
 	})
 }
 
-// Trouble with the taint must not keep an old True on the Node.
+// A problem with the taint must not leave an outdated True on the Node.
 func TestConditionIsToldInSpiteOfTheTaint(t *testing.T) {
 	node := nodeWith(TaintKey)
 	node.Status.Conditions = append(node.Status.Conditions, corev1.NodeCondition{Type: ConditionType, Status: corev1.ConditionTrue})
@@ -333,7 +333,7 @@ func TestCondition(t *testing.T) {
 	})
 }
 
-// An agent that comes back to a node in the same state is no transition.
+// When an agent comes back to a node in the same state, that is not a transition.
 func TestTransitionTimeOutlivesARestart(t *testing.T) {
 	node := nodeWith()
 	since := metav1.NewTime(time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC))

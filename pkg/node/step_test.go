@@ -21,7 +21,7 @@ func stepping(t *testing.T, node corev1.Node, first Knowledge, play func(*testin
 	synctest.Test(t, func(t *testing.T) { play(t, newWorld(node, first)) })
 }
 
-// requestsOf makes a step and returns what was requested in it, and its wish.
+// requestsOf makes a step and returns the requests it made, and when it wants the next step.
 func (w *world) requestsOf(t *testing.T) (operations []string, next time.Duration) {
 	w.requested = nil
 	next = w.step(t.Context())
@@ -108,7 +108,7 @@ func TestOneStep(t *testing.T) {
 	}
 }
 
-// A conflict is no trouble, whichever of the two errors says so.
+// A conflict is not a failure, whichever of the two errors reports it.
 func TestConflictOfEitherKind(t *testing.T) {
 	invalid := apierrors.NewInvalid(schema.GroupKind{Kind: "Node"}, "n", nil)
 	for _, err := range []error{conflicting, invalid} {
@@ -128,7 +128,7 @@ func TestConflictOfEitherKind(t *testing.T) {
 	}
 }
 
-// In trouble the taint is tried once a step, and the pauses double; when it is over, all starts anew.
+// While requests fail, the taint is tried once per step, and the pauses double; after that, everything starts over.
 func TestStepsInTrouble(t *testing.T) {
 	stepping(t, nodeWith(TaintKey), good, func(t *testing.T, w *world) {
 		w.sticky = true
@@ -162,7 +162,7 @@ func TestStepsInTrouble(t *testing.T) {
 	})
 }
 
-// One failure alone is said to be over, too.
+// The end of even a single failure is logged.
 func TestOneFailure(t *testing.T) {
 	stepping(t, nodeWith(), bad, func(t *testing.T, w *world) {
 		w.failing = forbidden
@@ -175,7 +175,7 @@ func TestOneFailure(t *testing.T) {
 	})
 }
 
-// The API server may ask for a longer pause. A shorter one than ours is none.
+// The API server may ask for a longer pause; a shorter one than ours is ignored.
 func TestDelayThatTheServerAsksFor(t *testing.T) {
 	for _, c := range []struct{ asked, want time.Duration }{{40 * time.Second, 40 * time.Second}, {time.Second, 8 * time.Second}} {
 		stepping(t, nodeWith(), bad, func(t *testing.T, w *world) {
@@ -245,7 +245,7 @@ func TestHeartbeatsDouble(t *testing.T) {
 	})
 }
 
-// The answer to a heartbeat shows that the taint is back: it goes at once, if it may.
+// The answer to a heartbeat shows that the taint is back: it is removed at once, if pods may start.
 func TestTaintInAnAnswer(t *testing.T) {
 	for _, k := range []Knowledge{good, {good.Condition, false}} {
 		stepping(t, nodeWith(), k, func(t *testing.T, w *world) {
@@ -281,7 +281,7 @@ func TestPatchOfTheTaints(t *testing.T) {
 	}
 }
 
-// The time of the last transition is the status's, and survives an agent; one that is not known is now.
+// The time of the last transition belongs to the status and survives the agent; if it is unknown, it is now.
 func TestTransitionTime(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -313,7 +313,7 @@ func TestTransitionTime(t *testing.T) {
 	}
 }
 
-// What an agent leaves behind: a condition that somebody has set is taken back once, and the end waits no longer for it.
+// What an agent leaves behind: a condition that was set is withdrawn once, and the exit waits no longer than that.
 func TestLeave(t *testing.T) {
 	claimed := nodeWith()
 	claimed.Status.Conditions = append(claimed.Status.Conditions, corev1.NodeCondition{Type: ConditionType, Status: corev1.ConditionTrue})
@@ -343,11 +343,11 @@ func TestLeave(t *testing.T) {
 		{"it fails", nodeWith(), func(t *testing.T, w *world) {
 			w.step(t.Context())
 			w.failing = forbidden
-		}, []string{OpPatchStatus}, 0, "telling the cluster that the agent stops failed"},
+		}, []string{OpPatchStatus}, 0, "telling the cluster that the agent is stopping failed"},
 		{"it hangs", nodeWith(), func(t *testing.T, w *world) {
 			w.step(t.Context())
 			w.hang = true
-		}, []string{OpPatchStatus}, leaveTimeout, "telling the cluster that the agent stops failed"},
+		}, []string{OpPatchStatus}, leaveTimeout, "telling the cluster that the agent is stopping failed"},
 	} {
 		stepping(t, c.node, good, func(t *testing.T, w *world) {
 			c.before(t, w)
@@ -365,7 +365,7 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// A request that the end cuts off is no trouble.
+// A request cut off by the end of the agent is not a failure.
 func TestTheEndIsNoTrouble(t *testing.T) {
 	inBubble(t, nodeWith(), bad, func(t *testing.T, w *world) {
 		w.set(func(f *fakeAPI) { f.hang = true })

@@ -1,5 +1,5 @@
-// The start-up taint, which keeps pods off a new node until its rules are in. The node group puts it there, the agent only
-// takes it away.
+// The start-up taint, which keeps pods off a new node until its rules are in place. The node group adds it; the agent only
+// removes it.
 
 package node
 
@@ -21,15 +21,15 @@ func ours(t corev1.Taint) bool { return t.Key == TaintKey }
 
 func tainted(n *corev1.Node) bool { return slices.ContainsFunc(n.Spec.Taints, ours) }
 
-// operation is one of a JSON patch (RFC 6902).
+// operation is one operation of a JSON patch (RFC 6902).
 type operation struct {
 	Op    string         `json:"op"`
 	Path  string         `json:"path"`
 	Value []corev1.Taint `json:"value,omitempty"`
 }
 
-// untaint takes the taint away if pods may start on the node. If somebody else changes the taints meanwhile, it starts
-// over: a few times, but only once while there is trouble.
+// untaint removes the taint if pods may start on the node. If the taints are changed meanwhile, it starts over: a few times,
+// but only once while requests are failing.
 func (r *Reporter) untaint(ctx context.Context, known Knowledge) error {
 	attempts := maxAttempts
 	if r.failures > 0 {
@@ -37,7 +37,7 @@ func (r *Reporter) untaint(ctx context.Context, known Knowledge) error {
 	}
 	for known.Admit && tainted(r.node) {
 		if attempts == 0 {
-			return fmt.Errorf("removing the taint %s from the node: somebody puts it back at once", TaintKey)
+			return fmt.Errorf("removing the taint %s from the node: something puts it back at once", TaintKey)
 		}
 		attempts--
 		if err := r.removeTaint(ctx); err != nil && (!conflict(err) || attempts == 0) {
@@ -52,12 +52,12 @@ func (r *Reporter) untaint(ctx context.Context, known Knowledge) error {
 	return nil
 }
 
-// conflict reports whether somebody else has changed the Node meanwhile. That a JSON patch's test has failed is called
-// Invalid (apiserver/pkg/endpoints/handlers/patch.go).
+// conflict reports whether the Node was changed meanwhile. The API server reports a failed test in a JSON patch as Invalid
+// (apiserver/pkg/endpoints/handlers/patch.go).
 func conflict(err error) bool { return apierrors.IsConflict(err) || apierrors.IsInvalid(err) }
 
-// removeTaint takes the taint away if the list is still the one last seen: a controller that changes another taint at the
-// same time must not lose its change. Whatever fails, the Node is read again before the next attempt.
+// removeTaint removes the taint if the list of taints is still the one last seen: a controller that changes another taint at
+// the same time must not lose its change. If anything fails, the Node is read again before the next attempt.
 func (r *Reporter) removeTaint(ctx context.Context) error {
 	const path = "/spec/taints"
 	before := r.node.Spec.Taints
@@ -75,6 +75,6 @@ func (r *Reporter) removeTaint(ctx context.Context) error {
 		return fmt.Errorf("removing the taint %s from the node: %w", TaintKey, err)
 	}
 	r.node = node
-	r.log.Info("start-up taint removed: the rules are in", "taint", TaintKey)
+	r.log.Info("start-up taint removed: the rules are in place", "taint", TaintKey)
 	return nil
 }

@@ -1,4 +1,4 @@
-// Package pods knows which pods the API server has put on a node.
+// Package pods knows which pods the API server has assigned to a node.
 package pods
 
 import (
@@ -14,30 +14,30 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Pod is what is kept of one.
+// Pod is what is kept of a pod.
 type Pod struct {
-	// UID is the one in its cgroup's name, which for a static pod is not that of the object (kubernetes, pkg/kubelet/pod).
+	// UID is the one in its cgroup's name, which for a static pod is not the object's UID (kubernetes, pkg/kubelet/pod).
 	UID, Namespace, Name string
 	HostNetwork          bool
-	// Workload is what the pod is a part of; without a controller, itself.
+	// Workload is what the pod belongs to; without a controller, the pod itself.
 	Workload Workload
-	// Object is the UID of the object, by which events are about it.
+	// Object is the UID of the API object, which events refer to.
 	Object string
-	// Ended: it runs no more.
+	// Ended: the pod has finished running.
 	Ended bool
 }
 
 // Workload names a controller, e.g. Deployment web.
 type Workload struct{ Kind, Name string }
 
-// Of a static pod the API server has a mirror, and the kubelet writes the pod's own UID there (kubernetes, pkg/kubelet/types:
-// ConfigHashAnnotationKey, ConfigMirrorAnnotationKey).
+// For a static pod the API server has a mirror pod, in which the kubelet records the pod's own UID (kubernetes,
+// pkg/kubelet/types: ConfigHashAnnotationKey, ConfigMirrorAnnotationKey).
 const (
 	configHash   = "kubernetes.io/config.hash"
 	configMirror = "kubernetes.io/config.mirror"
 )
 
-// ownUID is the UID of a static pod, empty for another.
+// ownUID returns the UID of a static pod, empty for any other.
 func ownUID(p *corev1.Pod) string {
 	if _, mirror := p.Annotations[configMirror]; !mirror {
 		return ""
@@ -45,13 +45,14 @@ func ownUID(p *corev1.Pod) string {
 	return p.Annotations[configHash]
 }
 
-// Pods that are gone are known for goneFor, and of those at most mostGone: who hears late of what a pod has done has to name it.
+// Deleted pods stay known for goneFor, mostGone of them at most: a report of what a pod has done may arrive late, and still has
+// to name it.
 const (
 	goneFor  = 10 * time.Minute
 	mostGone = 5000
 )
 
-// Watch keeps the list, by client-go's informer. An API server that does not answer leaves it as it is.
+// Watch keeps the list with client-go's informer. While the API server does not answer, the list stays as it is.
 type Watch struct {
 	store      cache.Store
 	controller cache.Controller
@@ -65,8 +66,8 @@ type gone struct {
 	at time.Time
 }
 
-// New makes a watch of the named node's pods, without a request. changed is called when a pod has come, gone or ended, and must not
-// block.
+// New makes a watch of the named node's pods, without a request. changed is called when a pod has been added, deleted or ended,
+// and must not block.
 func New(api rest.Interface, node string, changed func()) *Watch {
 	return newWatch(cache.NewListWatchFromClient(api, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node)), changed)
 }
@@ -91,7 +92,7 @@ func (w *Watch) Run(ctx context.Context) { w.controller.RunWithContext(ctx) }
 
 // List returns the pods that have not ended. known is false until the API server has answered for the first time.
 func (w *Watch) List() (pods []Pod, known bool) {
-	known = w.controller.HasSynced() // before the list is read: else it might be half of one
+	known = w.controller.HasSynced() // before reading the list, which might otherwise be incomplete
 	for _, p := range w.stored() {
 		if !p.Ended {
 			pods = append(pods, p)
@@ -100,7 +101,7 @@ func (w *Watch) List() (pods []Pod, known bool) {
 	return pods, known
 }
 
-// Known returns the same pods, and those that have ended not long ago.
+// Known returns these pods and those that ended recently.
 func (w *Watch) Known() (pods []Pod, known bool) {
 	known = w.controller.HasSynced()
 	pods = w.stored()
@@ -132,9 +133,9 @@ func podOf(p *corev1.Pod) Pod {
 	}
 }
 
-// bury notes a pod that the API server has no more.
+// bury remembers a deleted pod.
 func (w *Watch) bury(object any, now time.Time) {
-	if unknown, ok := object.(cache.DeletedFinalStateUnknown); ok { // it went while nobody watched
+	if unknown, ok := object.(cache.DeletedFinalStateUnknown); ok { // it was deleted while the watch was broken
 		object = unknown.Obj
 	}
 	p, ok := object.(*corev1.Pod)
@@ -151,7 +152,7 @@ func (w *Watch) bury(object any, now time.Time) {
 	w.gone[g.UID] = g
 }
 
-// reduce leaves of a pod what List needs: a node has hundreds.
+// reduce keeps only what List needs of a pod: a node has hundreds.
 func reduce(object any) (any, error) {
 	p, ok := object.(*corev1.Pod)
 	if !ok {

@@ -29,8 +29,8 @@ func pod(name, uid string, phase corev1.PodPhase, change func(*corev1.Pod)) core
 	return p
 }
 
-// The list has the pods that have not ended, a static one by the UID that is in its cgroup's name, and nobody takes it for whole before
-// the API server has answered. Each change is told.
+// The list contains the pods that have not ended, static ones under the UID in their cgroup's name, and does not count as
+// complete before the API server has answered. Each change is reported.
 func TestList(t *testing.T) {
 	t.Parallel()
 	answers := make(chan *corev1.PodList)
@@ -116,7 +116,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// A pod that is gone is known for a while, and of those a bounded number.
+// A deleted pod stays known for a while, up to a maximum number.
 func TestGone(t *testing.T) {
 	w := newWatch(&cache.ListWatch{}, func() {})
 	now := time.Now()
@@ -136,7 +136,7 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// A pod's workload is what a person calls it: the Deployment instead of its ReplicaSet, the CronJob instead of its Job.
+// A pod's workload is what people call it: the Deployment instead of its ReplicaSet, the CronJob instead of its Job.
 func TestWorkload(t *testing.T) {
 	yes, no, long := true, false, strings.Repeat("x", 1<<20)
 	owned := func(kind, name string, controller *bool, hash string) *corev1.Pod {

@@ -1,4 +1,4 @@
-// What a pod is a part of, told without asking for its controllers.
+// Finding what a pod belongs to, without requesting its controllers.
 
 package pods
 
@@ -11,15 +11,15 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// templateHash is the label by which a Deployment's ReplicaSet, whose name ends in it, tells its pods
+// templateHash is the label with which a Deployment's ReplicaSet marks its pods; the ReplicaSet's name ends in the same hash
 // (kubernetes.io/docs, "Pod-template-hash label").
 const templateHash = "pod-template-hash"
 
-// A CronJob's Jobs have the minute for which they were scheduled at the end of their names, since 1970 (kubernetes,
-// pkg/controller/cronjob/utils.go, getJobName). Before 25,000,000 was 2017; a date, such as 20260101, is none.
+// The names of a CronJob's Jobs end in the scheduled time, in minutes since 1970 (kubernetes, pkg/controller/cronjob/utils.go,
+// getJobName). Numbers below 25,000,000 are before 2017; dates such as 20260101 don't match.
 var scheduled = regexp.MustCompile(`-(2[5-9]|[3-9][0-9])[0-9]{6}$`)
 
-// workloadOf is the controller's, or, where its name says that it has one itself, that one's.
+// workloadOf returns the pod's controller or, where the controller's name shows that it has one itself, that one.
 func workloadOf(p *corev1.Pod) Workload {
 	for _, owner := range controllerOf(p) {
 		switch hash := p.Labels[templateHash]; {
@@ -34,7 +34,7 @@ func workloadOf(p *corev1.Pod) Workload {
 	return Workload{"Pod", p.Name}
 }
 
-// controllerOf is the only owner that counts, if there is one.
+// controllerOf returns the only owner that counts, if there is one.
 func controllerOf(p *corev1.Pod) []metav1.OwnerReference {
 	owner := metav1.GetControllerOfNoCopy(p)
 	if owner == nil {
@@ -43,6 +43,6 @@ func controllerOf(p *corev1.Pod) []metav1.OwnerReference {
 	return []metav1.OwnerReference{{Kind: short(owner.Kind), Name: short(owner.Name), Controller: owner.Controller}}
 }
 
-// short is as much as a name of Kubernetes may be long. Nobody checks the length of an owner's (kubernetes, apimachinery,
-// pkg/api/validation/objectmeta.go), and who may create pods chooses it.
+// short cuts a name to the longest that Kubernetes allows. The length of an owner's name is not validated (kubernetes,
+// apimachinery, pkg/api/validation/objectmeta.go), and anyone who may create pods chooses it.
 func short(name string) string { return name[:min(len(name), validation.DNS1123SubdomainMaxLength)] }

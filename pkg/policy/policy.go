@@ -1,5 +1,5 @@
-// Package policy is what is wanted: for which pods, and what happens to their packets. Layers are given a policy when they
-// look and when they repair; they keep none.
+// Package policy describes what is wanted: for which pods, and what happens to their packets. Layers receive a policy each time
+// they look or repair, and keep none.
 package policy
 
 import (
@@ -13,45 +13,45 @@ import (
 type Verdict string
 
 const (
-	// Drop says nothing to the sender: a client hangs until its own time-out.
+	// Drop sends no answer: a client hangs until it times out.
 	Drop Verdict = "drop"
-	// Reject answers TCP by a reset, which no rate limit touches, and the rest by an ICMP error.
+	// Reject answers TCP with a reset, which is not rate-limited, and everything else with an ICMP error.
 	Reject Verdict = "reject"
 )
 
 // Verdicts lists every verdict.
 var Verdicts = []Verdict{Drop, Reject}
 
-// HostNetwork is what happens to a socket call of a pod in the node's own network namespace. Its packets are the node's, so that
-// only a layer of sockets can tell.
+// HostNetwork is what happens to a socket call of a pod in the node's own network namespace. Its packets look like the node's,
+// so only a layer of sockets can tell them apart.
 type HostNetwork string
 
 const (
 	// Allow lets them through.
 	Allow HostNetwork = "allow"
-	// Audit lets them through, and counts those of pods that Block would refuse.
+	// Audit lets them through, and counts those that Block would refuse.
 	Audit HostNetwork = "audit"
-	// Block refuses them, but for those of pods that are let through by name.
+	// Block refuses them, except those of pods in namespaces that are let through.
 	Block HostNetwork = "block"
 )
 
-// HostNetworks lists every one.
+// HostNetworks lists every value.
 var HostNetworks = []HostNetwork{Allow, Audit, Block}
 
-// Mode is whether anything is stopped at all.
+// Mode says whether anything is stopped at all.
 type Mode string
 
 const (
 	// Enforce keeps pods from the endpoint.
 	Enforce Mode = "enforce"
-	// AuditOnly stops nothing, and counts who would be stopped.
+	// AuditOnly stops nothing, but counts who would be stopped.
 	AuditOnly Mode = "audit"
 )
 
 // Modes lists every mode.
 var Modes = []Mode{Enforce, AuditOnly}
 
-// Policy is immutable. A running agent gets another one as a whole; nobody ever sees half of a change.
+// Policy is immutable. A running agent's policy is replaced as a whole, so that nobody ever sees half of a change.
 type Policy struct {
 	interfaces []ifpattern.Pattern
 	verdict    Verdict
@@ -59,8 +59,7 @@ type Policy struct {
 	auditOnly  bool
 }
 
-// New makes a policy: pods behind interfaces that one of the patterns matches get the verdict. A pattern given twice counts
-// once.
+// New makes a policy: pods behind interfaces that match one of the patterns get the verdict. Duplicate patterns count once.
 func New(interfaces []ifpattern.Pattern, v Verdict) Policy {
 	p := Policy{verdict: v}
 	for _, pattern := range interfaces {
@@ -71,19 +70,19 @@ func New(interfaces []ifpattern.Pattern, v Verdict) Policy {
 	return p
 }
 
-// Interfaces are the pod-side interface patterns, in the order in which they were given.
+// Interfaces returns the pod-side interface patterns, in the order given.
 func (p Policy) Interfaces() []ifpattern.Pattern { return slices.Clone(p.interfaces) }
 
-// Verdict is what happens to a packet.
+// Verdict returns what happens to a packet.
 func (p Policy) Verdict() Verdict { return p.verdict }
 
-// WithHostNetwork is the same policy with another word about pods in the node's network.
+// WithHostNetwork returns the same policy with another setting for hostNetwork pods.
 func (p Policy) WithHostNetwork(h HostNetwork) Policy {
 	p.host = h
 	return p
 }
 
-// HostNetwork is what happens to pods in the node's network.
+// HostNetwork returns what happens to hostNetwork pods.
 func (p Policy) HostNetwork() HostNetwork {
 	if p.host == "" {
 		return Allow
@@ -91,17 +90,17 @@ func (p Policy) HostNetwork() HostNetwork {
 	return p.host
 }
 
-// WithMode is the same policy in another mode.
+// WithMode returns the same policy in another mode.
 func (p Policy) WithMode(m Mode) Policy {
 	p.auditOnly = m == AuditOnly
 	return p
 }
 
-// AuditOnly: nothing is to be stopped, only counted.
+// AuditOnly reports whether nothing is to be stopped, only counted.
 func (p Policy) AuditOnly() bool { return p.auditOnly }
 
-// String is for the log: the patterns, separated by commas, the verdict, and what happens to pods in the node's network, if
-// anything. In audit mode it begins with that.
+// String formats the policy for the log: the patterns, separated by commas, the verdict, and what happens to hostNetwork pods
+// if they are not simply allowed. In audit mode it is prefixed with "audit: ".
 func (p Policy) String() string {
 	texts := make([]string, len(p.interfaces))
 	for i, pattern := range p.interfaces {

@@ -32,7 +32,7 @@ func TestPolicyForTheLog(t *testing.T) {
 	}
 }
 
-// Nobody who made a policy, or looks into it, can change it.
+// A policy can't be changed by whoever made it or reads it.
 func TestPolicyIsImmutable(t *testing.T) {
 	want := patterns(t, "eni+", "vlan+")
 	given := slices.Clone(want)

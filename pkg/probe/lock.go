@@ -1,4 +1,4 @@
-// That one probe is under way at a time.
+// Making sure that only one probe runs at a time.
 
 package probe
 
@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockFile is in the directory that the agent shares with `imds-guard check`. Its lock is free again when its process ends, however
-// that ends.
+// lockFile is in the directory that the agent shares with `imds-guard check`. The lock is released when its process ends,
+// however it ends.
 const lockFile = "/run/imds-guard/.probe"
 
-// lockPatience is for how long another probe is waited for. It takes less than a second.
+// lockPatience is how long to wait for another probe, which takes less than a second.
 const lockPatience = 3 * time.Second
 
 func lock() (unlock func(), err error) {

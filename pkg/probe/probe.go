@@ -15,40 +15,42 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// ErrNotForwarding says that the node forwards no packets of the family, so that none had to be sent.
-var ErrNotForwarding = errors.New("the node forwards no packets of the family")
+// ErrNotForwarding says that the node does not forward packets of the family, so that no probe was necessary.
+var ErrNotForwarding = errors.New("the node does not forward packets of this family")
 
-// port is where the metadata service answers.
+// port is the metadata service's.
 const port = 80
 
-// patience is for how long an answer is waited for. One that comes later is not noticed; the metadata service answers from the
-// same machine, within a few milliseconds.
+// patience is how long to wait for an answer. A later one goes unnoticed; but the metadata service answers from the same
+// machine, within a few milliseconds.
 const patience = 300 * time.Millisecond
 
-// sources are where the packets say that they come from: addresses that nobody has (RFC 5737, for documents; RFC 4193, of our own).
+// sources are the packets' source addresses, which nobody has (RFC 5737, for documentation; RFC 4193, one of our own).
 var sources = map[imds.Family]netip.Addr{
 	imds.IPv4: netip.MustParseAddr("192.0.2.254"),
 	imds.IPv6: netip.MustParseAddr("fd69:6d64:7367::1"),
 }
 
-// Packets is how many a probe sends, one right after the other: so many of others are rarely counted in that moment.
+// Packets is how many packets a probe sends in immediate succession: it is unlikely that as many others are counted in that
+// moment.
 const Packets = 8
 
-// Seen is what became of the packets. The zero value: it was not seen again. (An interface without a carrier loses packets before
-// they can be seen.)
+// Seen is what became of the packets. The zero value says that they were not seen again. (An interface without a carrier loses
+// packets before they can be seen.)
 type Seen struct {
 	// Answered: the endpoint answered.
 	Answered bool
-	// Left is the interface by which the packet went out; empty if it was seen at none.
+	// Left is the interface through which the packet left; empty if it was not seen leaving.
 	Left string
 }
 
-// Forward sends a TCP SYN to the endpoint, Packets times. The interface that they come in by has a name that the first pattern with a
-// wildcard matches, or else, and without patterns, a name of our own. The calling thread's network namespace is the node's.
+// Forward sends a TCP SYN to the endpoint, Packets times. The interface through which they enter has a name that matches the
+// first pattern with a wildcard; if there is none, a name of our own. The calling thread has to be in the node's network
+// namespace.
 func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 	defer func() {
 		if err != nil && !errors.Is(err, ErrNotForwarding) {
-			err = fmt.Errorf("probing the forwarding of %s: %w", f, err)
+			err = fmt.Errorf("probing %s forwarding: %w", f, err)
 		}
 	}()
 	if !f.Forwarded() {
@@ -76,14 +78,14 @@ func Forward(f imds.Family, patterns []ifpattern.Pattern) (s Seen, err error) {
 		}
 	}
 	s, err = t.watch(time.Now().Add(patience), w)
-	if s.Answered { // and now waits for the third part of the handshake
+	if s.Answered { // the endpoint now waits for the third packet of the handshake
 		p.reset = true
 		err = errors.Join(err, w.send(p))
 	}
 	return s, err
 }
 
-// newSegment makes up a connection that no other has.
+// newSegment makes up a unique connection.
 func newSegment(f imds.Family) segment {
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // it never fails
@@ -93,10 +95,10 @@ func newSegment(f imds.Family) segment {
 	}
 }
 
-// ownName is the near end's if no pattern has a wildcard, and the end of it if one has.
+// ownName is the near end's name if no pattern has a wildcard, and otherwise its suffix.
 const ownName = "imdsprobe"
 
-// nearName is a name that the first pattern with a wildcard matches. It is none that a CNI gives.
+// nearName returns a name that matches the first pattern with a wildcard, and that no CNI uses.
 func nearName(patterns []ifpattern.Pattern) string {
 	for _, p := range patterns {
 		if prefix, wild := strings.CutSuffix(p.String(), "+"); wild {

@@ -65,7 +65,8 @@ var masquerade = map[imds.Family]string{
 	imds.IPv6: "ip6tables-nft -t nat -A POSTROUTING -o eth0 -j MASQUERADE",
 }
 
-// An open node is seen to be open: the packet leaves, and is answered. What stops the packet is seen as far as it can be.
+// An open node is recognised as open: the packet leaves, and is answered. What stops the packet is identified as far as
+// possible.
 func TestForward(t *testing.T) {
 	t.Parallel()
 	for _, f := range imds.Families {
@@ -96,7 +97,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// What a killed process has left is removed; what somebody else has is not, and is named.
+// What a killed process left behind is removed; what belongs to somebody else is not, and is named.
 func TestLeftBehind(t *testing.T) {
 	t.Parallel()
 	n := testnode.Make(t)

@@ -12,7 +12,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// segment is a TCP segment without data: the SYN of a connection, or, with reset, the end of it.
+// segment is a TCP segment without data: the SYN of a connection or, with reset, its end.
 type segment struct {
 	family              imds.Family
 	source, destination netip.Addr
@@ -30,7 +30,7 @@ const (
 	flagSYN, flagRST = 0x02, 0x04
 )
 
-// etherType is the family's.
+// etherType returns the family's EtherType.
 func (s segment) etherType() uint16 {
 	if s.family == imds.IPv6 {
 		return unix.ETH_P_IPV6
@@ -38,7 +38,7 @@ func (s segment) etherType() uint16 {
 	return unix.ETH_P_IP
 }
 
-// ipLen is how long the family's header is, without options.
+// ipLen returns the length of the family's header, without options.
 func (s segment) ipLen() int {
 	if s.family == imds.IPv6 {
 		return ip6Len
@@ -46,7 +46,7 @@ func (s segment) ipLen() int {
 	return ip4Len
 }
 
-// frame is the segment as it is on the wire (RFC 791, 8200, 9293).
+// frame returns the segment as it appears on the wire (RFC 791, 8200, 9293).
 func (s segment) frame(from, to net.HardwareAddr) []byte {
 	b := make([]byte, ethernetLen+s.ipLen()+tcpLen)
 	copy(b, to)
@@ -84,7 +84,7 @@ func (s segment) frame(from, to net.HardwareAddr) []byte {
 	return b
 }
 
-// checksum is the Internet's (RFC 1071), over parts of an even length.
+// checksum computes the Internet checksum (RFC 1071) over parts of even length.
 func checksum(parts ...[]byte) uint16 {
 	var sum uint32
 	for _, part := range parts {

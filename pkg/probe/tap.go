@@ -1,4 +1,4 @@
-// What is seen of the packet, and of an answer to it, at all interfaces.
+// Watching for the packet, and for an answer to it, on all interfaces.
 
 package probe
 
@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tap is a packet socket (packet(7)) that sees one connection's first segments wherever they come in or go out. Addresses may be
-// rewritten on the way; the sequence number is not.
+// tap is a packet socket (packet(7)) that sees one connection's first segments on any interface, coming in or going out.
+// Addresses may be rewritten on the way; the sequence number is not.
 type tap struct {
 	fd  int
 	ip  int // the length of the IP header
@@ -22,7 +22,7 @@ type tap struct {
 }
 
 func openTap(s segment) (*tap, error) {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // no packets yet
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // receives nothing until it is bound
 	if err != nil {
 		return nil, fmt.Errorf("opening a packet socket: %w", err)
 	}
@@ -39,7 +39,7 @@ func openTap(s segment) (*tap, error) {
 
 func (t *tap) close() { unix.Close(t.fd) }
 
-// filter lets only segments pass that have the sequence number, or acknowledge it: a node has a lot of others.
+// filter passes only segments that have the sequence number or acknowledge it: a node has lots of other traffic.
 func (t *tap) filter() error {
 	tcp := uint32(t.ip)
 	code, err := bpf.Assemble([]bpf.Instruction{
@@ -60,7 +60,7 @@ func (t *tap) filter() error {
 	return unix.SetsockoptSockFprog(t.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filters)), Filter: &filters[0]})
 }
 
-// watch waits for the answer, until a deadline.
+// watch waits for an answer, until a deadline.
 func (t *tap) watch(until time.Time, w *way) (s Seen, err error) {
 	packet := make([]byte, 256)
 	for !s.Answered {
@@ -74,7 +74,7 @@ func (t *tap) watch(until time.Time, w *way) (s Seen, err error) {
 			continue
 		}
 		if err != nil {
-			return s, fmt.Errorf("reading what was seen: %w", err)
+			return s, fmt.Errorf("reading packets: %w", err)
 		}
 		at, ok := from.(*unix.SockaddrLinklayer)
 		if !ok || n < t.ip+tcpLen {
@@ -83,7 +83,7 @@ func (t *tap) watch(until time.Time, w *way) (s Seen, err error) {
 		tcp := packet[t.ip:n]
 		switch {
 		case binary.BigEndian.Uint32(tcp[4:]) != t.syn:
-			// A refusal of our own has no SYN.
+			// When one of our own rules rejects the packet, the answer has no SYN.
 			s.Answered = tcp[13]&flagSYN != 0
 		case at.Pkttype == unix.PACKET_OUTGOING && !w.has(at.Ifindex):
 			s.Left = nameOf(at.Ifindex)
@@ -92,7 +92,7 @@ func (t *tap) watch(until time.Time, w *way) (s Seen, err error) {
 	return s, nil
 }
 
-var errDeadline = errors.New("the deadline is over")
+var errDeadline = errors.New("the deadline has passed")
 
 // wait waits until there is something to read.
 func wait(fd int, until time.Time) error {
@@ -112,7 +112,7 @@ func wait(fd int, until time.Time) error {
 	}
 }
 
-// nameOf names an interface, for a person.
+// nameOf returns an interface's name, for people.
 func nameOf(index int) string {
 	if i, err := net.InterfaceByIndex(index); err == nil {
 		return i.Name
@@ -120,7 +120,7 @@ func nameOf(index int) string {
 	return fmt.Sprintf("interface %d", index)
 }
 
-// bigEndian is a protocol's number as the kernel wants it.
+// bigEndian returns a protocol's number in the byte order that the kernel expects.
 func bigEndian(protocol uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))
 }

@@ -1,4 +1,4 @@
-// The way into the node: a veth pair, and a route back.
+// The probe's way into the node: a veth pair and a route back.
 
 package probe
 
@@ -15,19 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// farName is by what the pair is known to be ours, in whatever state: its far end has this name from the beginning.
+// farName identifies the pair as ours, in whatever state it is: its far end has this name from the beginning.
 const farName = "imds-guard-far"
 
-// nobody is the hardware address that answers go to: at any other than the far end's own, its end of the stack leaves them alone.
+// nobody is the hardware address that answers are sent to. It is not the far end's own, so the far end's network stack ignores
+// them.
 var nobody = net.HardwareAddr{0x02, 'i', 'm', 'd', 's', 0}
 
-// way is the pair. What is sent at the far end comes in by the near one.
+// way is the pair. What is sent at the far end comes in through the near one.
 type way struct {
 	near, far *net.Interface
 	fd        int // a packet socket
 }
 
-// openWay makes a pair with a route back to an address, in the place of one that was left behind.
+// openWay makes a pair with a route back to an address, replacing one that was left behind.
 func openWay(name string, source netip.Addr) (w *way, err error) {
 	if _, err := cleanup(); err != nil {
 		return nil, err
@@ -50,10 +51,10 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	if w.far, err = net.InterfaceByName(farName); err != nil {
 		return w, err
 	}
-	// Neither end has an address, or asks for one.
+	// Neither end gets an address, or requests one.
 	for _, end := range []*net.Interface{w.far, w.near} {
 		if err := netlink.LinkSetIP6AddrGenMode(byIndex(end), nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			return w, fmt.Errorf("keeping %s from an address: %w", end.Name, err)
+			return w, fmt.Errorf("keeping %s without an address: %w", end.Name, err)
 		}
 	}
 	if err := likePods(name, source); err != nil {
@@ -65,9 +66,9 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 		}
 	}
 	back := &net.IPNet{IP: source.AsSlice(), Mask: net.CIDRMask(source.BitLen(), source.BitLen())}
-	// Else rp_filter drops the packet before any layer sees it (Documentation/networking/ip-sysctl.rst).
+	// Without this route rp_filter drops the packet before any layer sees it (Documentation/networking/ip-sysctl.rst).
 	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: w.near.Index, Dst: back, Scope: netlink.SCOPE_LINK}); err != nil {
-		return w, fmt.Errorf("making a route back by %s: %w", name, err)
+		return w, fmt.Errorf("making a route back through %s: %w", name, err)
 	}
 	neigh := &netlink.Neigh{LinkIndex: w.near.Index, IP: source.AsSlice(), HardwareAddr: nobody, State: netlink.NUD_PERMANENT}
 	if err := netlink.NeighSet(neigh); err != nil {
@@ -76,15 +77,15 @@ func openWay(name string, source netip.Addr) (w *way, err error) {
 	if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 		return w, fmt.Errorf("opening a packet socket: %w", err)
 	}
-	// A queue that a worker of the kernel starts later would lose the first packet.
+	// A kernel worker starts the queue later, so going through it would lose the first packet.
 	if err := unix.SetsockoptInt(w.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
 		return w, fmt.Errorf("bypassing the queue of %s: %w", farName, err)
 	}
 	return w, nil
 }
 
-// likePods gives an interface the setting of those that pods are behind, if its own differs: whatever new ones get by default, the
-// node forwards, as was seen. It is an error if that can't be changed.
+// likePods gives an interface the same forwarding (IPv4) or disable_ipv6 (IPv6) setting as pods' interfaces, where the default
+// for new ones differs. It is an error if that can't be changed.
 func likePods(name string, source netip.Addr) error {
 	setting, want := "/proc/sys/net/ipv4/conf/"+name+"/forwarding", "1"
 	if source.Is6() {
@@ -98,7 +99,7 @@ func likePods(name string, source netip.Addr) error {
 		return nil
 	}
 	if err := os.WriteFile(setting, []byte(want), 0); err != nil {
-		return fmt.Errorf("making %s like the pods' interfaces: %w", name, err)
+		return fmt.Errorf("configuring %s like the pods' interfaces: %w", name, err)
 	}
 	return nil
 }
@@ -110,14 +111,14 @@ func byIndex(i *net.Interface) netlink.Link {
 func (w *way) send(s segment) error {
 	to := &unix.SockaddrLinklayer{Ifindex: w.far.Index, Protocol: bigEndian(s.etherType())}
 	if err := unix.Sendto(w.fd, s.frame(w.far.HardwareAddr, w.near.HardwareAddr), 0, to); err != nil {
-		return fmt.Errorf("sending by %s: %w", farName, err)
+		return fmt.Errorf("sending through %s: %w", farName, err)
 	}
 	return nil
 }
 
 func (w *way) has(index int) bool { return index == w.near.Index || index == w.far.Index }
 
-// close removes the pair, and with it the route.
+// close removes the pair, and the route with it.
 func (w *way) close() error {
 	if w.fd >= 0 {
 		unix.Close(w.fd)
@@ -126,7 +127,7 @@ func (w *way) close() error {
 	return err
 }
 
-// Cleanup removes the pair that a killed probe has left, if there is one. One that is under way is waited for.
+// Cleanup removes the pair that a killed probe left behind, if there is one. It waits for a probe that is still running.
 func Cleanup() (removed bool, err error) {
 	unlock, err := lock()
 	if err != nil {
@@ -136,7 +137,8 @@ func Cleanup() (removed bool, err error) {
 	return cleanup()
 }
 
-// cleanup is Cleanup for who has the lock. What has the far end's name and is no veth is somebody else's.
+// cleanup is Cleanup for a caller that holds the lock. A link with the far end's name that is not a veth belongs to somebody
+// else.
 func cleanup() (removed bool, err error) {
 	l, err := netlink.LinkByName(farName)
 	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none || err == nil && l.Type() != "veth" {

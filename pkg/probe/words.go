@@ -1,14 +1,14 @@
-// The words for what a probe is about and came to.
+// The names of the probes' paths and results.
 
 package probe
 
 // The paths that are probed.
 const (
-	// PathForward is that of packets that the node forwards.
+	// PathForward is the path of packets that the node forwards.
 	PathForward = "forward"
-	// PathUnnamed is the same by an interface that no pattern names.
+	// PathUnnamed is the same, through an interface that no pattern names.
 	PathUnnamed = "unnamed"
-	// PathSocket is that of sockets, whatever way their packets take.
+	// PathSocket is the path of sockets, whatever way their packets take.
 	PathSocket = "socket"
 )
 
@@ -17,11 +17,11 @@ var Paths = []string{PathForward, PathUnnamed, PathSocket}
 
 // The results.
 const (
-	// Stopped: a layer has counted it, or nothing of its kind gets anywhere.
+	// Stopped: a layer counted it, or nothing of its kind gets anywhere.
 	Stopped = "stopped"
 	// Answered: it was let through.
 	Answered = "answered"
-	// Error: it could not be sent, or nobody knows what became of it.
+	// Error: it could not be sent, or its outcome is unknown.
 	Error = "error"
 )
 

@@ -1,4 +1,4 @@
-// Reports as JSON and YAML. Both may be looked at on a terminal, and have text in them that pods have chosen.
+// Reports as JSON and YAML. Both may be viewed on a terminal, and contain text chosen by pods.
 
 package report
 
@@ -13,16 +13,16 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// CheckOutput finds what is wrong with a flag --output.
+// CheckOutput validates the flag --output.
 func CheckOutput(output string) error {
 	switch output {
 	case "text", "json", "yaml":
 		return nil
 	}
-	return fmt.Errorf("--output: %q is none; use text, json or yaml", output)
+	return fmt.Errorf("--output: %q is not valid; use text, json or yaml", output)
 }
 
-// Write writes a value as the flag --output says; text does it for a person.
+// Write writes a value in the format of --output; text does so for people.
 func Write(w io.Writer, output string, value any, text func(io.Writer) error) error {
 	switch output {
 	case "json":
@@ -33,8 +33,8 @@ func Write(w io.Writer, output string, value any, text func(io.Writer) error) er
 	return text(w)
 }
 
-// WriteJSON writes a Node, or what holds some. What json leaves as it is, and a terminal might obey, becomes an escape of JSON's
-// own.
+// WriteJSON writes a Node, or a value that contains Nodes. Characters that json leaves alone, but a terminal might interpret,
+// become JSON escapes.
 func WriteJSON(w io.Writer, value any) error {
 	text, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
@@ -44,8 +44,8 @@ func WriteJSON(w io.Writer, value any) error {
 	return err
 }
 
-// WriteYAML writes the same as YAML. The library reads JSON as if it were YAML: it refuses control characters that JSON allows, and
-// doesn't know JSON's pairs of escapes.
+// WriteYAML writes the same as YAML. The library parses JSON as if it were YAML: it rejects control characters that JSON
+// allows, and doesn't know JSON's surrogate pairs.
 func WriteYAML(w io.Writer, value any) error {
 	text, err := json.Marshal(value)
 	if err != nil {
@@ -59,7 +59,7 @@ func WriteYAML(w io.Writer, value any) error {
 	return err
 }
 
-// escape writes all runes of a JSON text that are not to be kept as escapes. They are in strings, since JSON has none elsewhere.
+// escape replaces all runes of a JSON text that are not to be kept by escapes. They can only be inside strings.
 func escape(text []byte, keep func(rune) bool) []byte {
 	var out []byte
 	for _, r := range string(text) {

@@ -1,4 +1,4 @@
-// From what each node knows to one row for each workload.
+// Merging the nodes' reports into one row per workload.
 
 package report
 
@@ -10,8 +10,8 @@ import (
 	"slices"
 )
 
-// Merge makes one row of what all nodes say of a workload. Who has asked most comes first; then it goes by namespace, kind and
-// name, so that the same nodes give the same rows, in whatever order they come. A node that lies is believed.
+// Merge makes one row of what all nodes report about a workload. The workload with the most attempts comes first; ties are
+// ordered by namespace, kind and name, so that the same nodes in any order give the same rows. A node that lies is believed.
 func Merge(nodes []Node) []Workload {
 	type identity struct{ namespace, kind, name string }
 	merged := map[identity]*Workload{}
@@ -42,10 +42,10 @@ func Merge(nodes []Node) []Workload {
 	return rows
 }
 
-// Attempts is how many socket calls there were, refused or not.
+// Attempts returns how many socket calls there were, refused or not.
 func (w Workload) Attempts() uint64 { return sum(w.Blocked, w.Audited) }
 
-// add adds what another node says of the same workload. Commands and requests are only put together.
+// add adds what another node reports about the same workload. Commands and requests are only appended.
 func (w *Workload) add(other Workload) {
 	w.HostNetwork = w.HostNetwork || other.HostNetwork
 	w.Pods += other.Pods
@@ -61,7 +61,7 @@ func (w *Workload) add(other Workload) {
 	w.Requests = append(w.Requests, other.Requests...)
 }
 
-// sumRequests makes one of all requests of a kind. What matters most comes first.
+// sumRequests merges all requests of a kind. The most important come first.
 func sumRequests(requests []Request) []Request {
 	counts := map[Request]uint64{}
 	for _, r := range requests {
@@ -85,7 +85,7 @@ func sumRequests(requests []Request) []Request {
 	return summed
 }
 
-// sum stops at the largest number: the count that a lying node gives doesn't make those of the others vanish.
+// sum saturates, so that a lying node's count doesn't make those of the others disappear by overflow.
 func sum(a, b uint64) uint64 {
 	total, carry := bits.Add64(a, b, 0)
 	if carry != 0 {

@@ -83,7 +83,7 @@ func TestMergeLyingNode(t *testing.T) {
 	}
 }
 
-// Every kind of document has its remedy; so has the lack of any.
+// Every kind of document has its remedy; so has a workload that was not seen asking for any.
 func TestAdvice(t *testing.T) {
 	if len(remedies) != len(request.Documents) {
 		t.Errorf("%d remedies for %d kinds of document", len(remedies), len(request.Documents))
@@ -181,7 +181,7 @@ monitoring  unknown pod 6d8a (hostNetwork)  1     3         blocked  -          
 		nodes []Node
 		want  string
 	}{
-		"no node":     {nil, "No node has answered, so nothing is known.\n"},
+		"no node":     {nil, "No node answered, so nothing is known.\n"},
 		"not counted": {[]Node{{}, {}}, "Nothing was counted on 2 nodes.\nNo attempts were counted.\n"},
 		"same time": {[]Node{{Since: minute(1)}, {Since: minute(1)}},
 			"Counted on 2 nodes since " + start + "1:00Z.\nNo attempts were counted.\n"},
@@ -243,7 +243,7 @@ node-b  no         yes       audit    v0.10    ` + `
 	}
 }
 
-// Nothing that comes from a node can make a terminal do anything, nor make a line of its own.
+// Nothing that comes from a node can control the terminal or start a line of its own.
 func TestHostileText(t *testing.T) {
 	const evil = "a\x1b[2J\u009b\u202e\x7f\r\n\tb\xff"
 	node := Node{

@@ -16,7 +16,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// How much of something long is written: a node can send any amount.
+// Limits on how much of a long value is written: a node can send any amount.
 const (
 	maxRunes    = 300
 	maxRequests = 20
@@ -24,8 +24,8 @@ const (
 	maxNodes    = 10
 )
 
-// Printable makes text from a pod, a node or a server fit for a terminal: what has characters that don't print, or could be
-// taken for a quotation, is quoted as Go does it, and what is very long is cut.
+// Printable makes text from a pod, a node or a server safe for a terminal: text with unprintable characters, or that could be
+// mistaken for a quoted string, is quoted as in Go, and very long text is cut.
 func Printable(text string) string {
 	printable := utf8.ValidString(text) && !strings.HasPrefix(text, `"`)
 	for _, r := range text {
@@ -40,8 +40,8 @@ func Printable(text string) string {
 	return text
 }
 
-// WriteText writes who asks, from the nodes and what Merge has made of them: a table, with what each workload asked for and what
-// to do about it below its line.
+// WriteText writes who asks, from the nodes and the result of Merge: a table in which each line is followed by what the
+// workload asked for and what to do about it.
 func WriteText(w io.Writer, nodes []Node, workloads []Workload) error {
 	var out bytes.Buffer
 	fmt.Fprintln(&out, counted(nodes))
@@ -58,10 +58,10 @@ func WriteText(w io.Writer, nodes []Node, workloads []Workload) error {
 	return err
 }
 
-// counted says where and since when.
+// counted says on how many nodes attempts were counted, and since when.
 func counted(nodes []Node) string {
 	if len(nodes) == 0 {
-		return "No node has answered, so nothing is known."
+		return "No node answered, so nothing is known."
 	}
 	where := "on " + count(len(nodes), "node")
 	var begun []time.Time
@@ -80,7 +80,7 @@ func counted(nodes []Node) string {
 	return fmt.Sprintf("Counted %s, on all of them since %s.", where, at(last))
 }
 
-// writeIncomplete names what is missing, the nodes with the same reason together.
+// writeIncomplete writes what is missing, listing together the nodes with the same reason.
 func writeIncomplete(w io.Writer, nodes []Node) {
 	var reasons []string
 	affected := map[string][]string{}
@@ -98,7 +98,7 @@ func writeIncomplete(w io.Writer, nodes []Node) {
 	}
 }
 
-// writeWorkloads aligns the table's lines first, since what stands below each would tear the columns apart.
+// writeWorkloads aligns the table's lines first, because the text below each of them would upset the columns.
 func writeWorkloads(w io.Writer, workloads []Workload) {
 	rows := make([][]string, 0, len(workloads))
 	for _, l := range workloads {
@@ -124,12 +124,12 @@ func writeWorkloads(w io.Writer, workloads []Workload) {
 	}
 }
 
-// title is the workload's name, with its kind.
+// title returns the workload's kind and name.
 func title(w Workload) string {
 	text := Printable(w.Kind + "/" + w.Name)
 	switch {
 	case w.Kind == "" && w.Name == "":
-		text = "pods that nobody has named"
+		text = "unnamed pods"
 	case w.Kind == "":
 		text = "unknown pod " + Printable(w.Name)
 	}
@@ -139,7 +139,7 @@ func title(w Workload) string {
 	return text
 }
 
-// verdict is what became of the attempts.
+// verdict returns what became of the attempts.
 func verdict(w Workload) string {
 	switch {
 	case w.Audited == 0:
@@ -150,7 +150,7 @@ func verdict(w Workload) string {
 	return fmt.Sprintf("%d blocked, %d audited", w.Blocked, w.Audited)
 }
 
-// documents are the kinds of document, each once.
+// documents lists the kinds of document, each once.
 func documents(requests []Request) string {
 	var kinds []string
 	for _, r := range requests {
@@ -176,7 +176,8 @@ func describe(r Request) string {
 	return strings.Join(append(parts, times), ", ")
 }
 
-// WriteStatus writes a line for each node: is it protected, and by which layers; if something is wrong with it, one more says what.
+// WriteStatus writes a line for each node that says whether it is protected, and by which layers; if something is wrong, a
+// second line says what.
 func WriteStatus(w io.Writer, nodes []Node) error {
 	rows := make([][]string, 0, len(nodes))
 	protected := 0
@@ -198,8 +199,8 @@ func WriteStatus(w io.Writer, nodes []Node) error {
 	return err
 }
 
-// layers are the layers' states, such as "iptables: enforced; cgroup: enforced (ipv4), missing (ipv6)". Families are named where
-// they differ.
+// layers formats the layers' states, such as "iptables: enforced; cgroup: enforced (ipv4), missing (ipv6)". Families are named
+// only where they differ.
 func layers(all []Layer) string {
 	type states struct {
 		names    []string
@@ -234,7 +235,7 @@ func layers(all []Layer) string {
 	return strings.Join(texts, "; ")
 }
 
-// aligned makes lines with columns. No cell has a tab or a line's end in it.
+// aligned formats rows as lines with aligned columns. Cells must not contain tabs or line breaks.
 func aligned(header []string, rows [][]string) []string {
 	var out bytes.Buffer
 	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
@@ -245,7 +246,7 @@ func aligned(header []string, rows [][]string) []string {
 	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 }
 
-// list is foreign names, separated by commas, and how many were left out.
+// list joins names from elsewhere with commas, and says how many were left out.
 func list[T ~string](names []T, limit int) string {
 	var texts []string
 	for _, n := range names[:min(len(names), limit)] {

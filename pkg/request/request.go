@@ -1,7 +1,8 @@
-// Package request reads, from the beginning of an HTTP request to IMDS, what kind of thing is asked for and by which software.
+// Package request finds out, from the beginning of an HTTP request to IMDS, what kind of thing is asked for and by which
+// software.
 //
-// The beginning is up to the client, and it may hold a token or worse. Nothing of it gets into the result but the name of
-// the software, in a few harmless characters: the rest is chosen from constants.
+// The client controls the request, which may contain a token or worse. Only the name of the software, limited to harmless
+// characters, gets into the result; everything else is chosen from constants.
 package request
 
 import (
@@ -15,7 +16,7 @@ import (
 const (
 	V1      = "IMDSv1"
 	V2      = "IMDSv2"
-	Unknown = "unknown" // the headers go on after what was seen of them, and the token may be there
+	Unknown = "unknown" // the headers were cut off, and the rest may contain the token
 )
 
 // The kinds of document.
@@ -29,10 +30,10 @@ const (
 	Other       = "other"
 )
 
-// Documents are all kinds of document.
+// Documents lists all kinds of document.
 var Documents = []string{Token, Credentials, Placement, Identity, Network, UserData, Other}
 
-// Request is what was asked.
+// Request is what was asked for.
 type Request struct {
 	Version  string // V1, V2 or Unknown
 	Document string // one of Documents
@@ -45,11 +46,11 @@ const (
 	maxAgent    = 64
 )
 
-// Parse reads the beginning of a request, which may end anywhere behind the request line. It returns false if this is not
-// HTTP/1, or not yet a whole request line. More bytes of the same request can replace Unknown and fill in an empty Agent;
-// they change nothing else.
+// Parse reads the beginning of a request, which may end anywhere after the request line. It returns false if this is not
+// HTTP/1, or the request line is incomplete. With more bytes of the same request, Unknown may become known and an empty Agent
+// be filled in; nothing else changes.
 func Parse(beginning []byte) (Request, bool) {
-	// No copy of it, which may hold a token, is to be left in memory; nothing of it is in what is returned but clones.
+	// No copy of the request may be left in memory, since it may contain a token; the result contains only clones.
 	line, rest, whole := cutLine(unsafe.String(unsafe.SliceData(beginning), len(beginning)))
 	method, target, ok := requestLine(line)
 	if !whole || !ok {
@@ -67,7 +68,7 @@ func Parse(beginning []byte) (Request, bool) {
 			}
 			break // what follows is the body
 		}
-		// A folded line (RFC 9112, section 5.2) starts with a blank, so its name is none of these.
+		// A folded line (RFC 9112, section 5.2) starts with a blank, so its name matches none of these.
 		name, value, ok := strings.Cut(line, ":")
 		switch {
 		case !ok:
@@ -80,8 +81,8 @@ func Parse(beginning []byte) (Request, bool) {
 	return r, true
 }
 
-// cutLine cuts text behind its first line, which ends with LF or CRLF, and is whole if it does. A CR alone ends nothing, so
-// that no part of a header's value passes for a header.
+// cutLine cuts text after its first line. A line ends with LF or CRLF, and is whole if it does. A CR alone ends nothing, so
+// that no part of a header's value can pass for a header.
 func cutLine(text string) (line, rest string, whole bool) {
 	line, rest, whole = strings.Cut(text, "\n")
 	if whole {
@@ -90,7 +91,7 @@ func cutLine(text string) (line, rest string, whole bool) {
 	return line, rest, whole
 }
 
-// requestLine splits a line as RFC 9112, section 3 has it: one space between the words, none in them.
+// requestLine splits a line as in RFC 9112, section 3: one space between the words, none inside them.
 func requestLine(line string) (method, target string, ok bool) {
 	method, rest, _ := strings.Cut(line, " ")
 	target, version, _ := strings.Cut(rest, " ")
@@ -103,13 +104,14 @@ func requestLine(line string) (method, target string, ok bool) {
 	return method, target, ok && target != "" && len(minor) == 1 && '0' <= minor[0] && minor[0] <= '9'
 }
 
-// isHeader compares ASCII only: EqualFold knows other letters for k and s, but these are longer.
+// isHeader compares ASCII only: EqualFold also folds non-ASCII letters to k and s, but those are longer, so comparing the
+// lengths excludes them.
 func isHeader(name, header string) bool {
 	return len(name) == len(header) && strings.EqualFold(name, header)
 }
 
-// kinds are the kinds of document by the path below the version. The source is the table "Instance metadata categories" in
-// the AWS EC2 user guide; what is not here is Other.
+// kinds maps paths below the version to kinds of document. The source is the table "Instance metadata categories" in the AWS
+// EC2 user guide; anything else is Other.
 var kinds = []struct{ below, document string }{
 	{"meta-data/iam/security-credentials", Credentials},
 	{"meta-data/identity-credentials/ec2/security-credentials", Credentials},
@@ -127,8 +129,8 @@ var kinds = []struct{ below, document string }{
 	{"meta-data/security-groups", Network}, // the same as network/interfaces/macs/mac/security-groups
 }
 
-// document tells a request's kind. Any first element of the path passes for a version: there are many, and only what would
-// be asked for counts here, not what IMDS would answer.
+// document returns the kind of document that a request asks for. Any first path element is accepted as a version: there are
+// many, and what counts here is what is asked for, not what IMDS would answer.
 func document(method, target string) string {
 	target, _, _ = strings.Cut(target, "?")
 	const scheme = "http://"
@@ -152,8 +154,8 @@ func document(method, target string) string {
 	return Other
 }
 
-// product is the first product of a User-Agent: a token, or a token, a slash and a version (RFC 9110, section 10.1.5), as
-// far as its characters are expected ones. Of a line that is not whole it is empty, unless a space or CR shows where it ends.
+// product returns the first product of a User-Agent: a token, or a token, a slash and a version (RFC 9110, section 10.1.5), up
+// to the first unexpected character. If the line is not whole, it is empty unless a space or CR shows where the product ends.
 func product(value string, whole bool) string {
 	value = strings.TrimLeft(value, " \t")
 	end, slash := 0, false
@@ -167,7 +169,7 @@ func product(value string, whole bool) string {
 	if !whole && (end == len(value) || value[end] != ' ' && value[end] != '\r') {
 		return ""
 	}
-	return strings.Clone(strings.TrimSuffix(value[:end], "/")) // a clone, as it would keep the whole request in memory
+	return strings.Clone(strings.TrimSuffix(value[:end], "/")) // a clone: a substring would keep the whole request in memory
 }
 
 func agentByte(c byte) bool {

@@ -73,7 +73,7 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// extends reports whether more bytes of the same request may turn what was said of it, r, into more.
+// extends reports whether the result r may become more when more bytes of the same request are seen.
 func extends(r, more Request) bool {
 	return r.Document == more.Document && (r.Version == more.Version || r.Version == Unknown) &&
 		(r.Agent == more.Agent || r.Agent == "")
@@ -138,7 +138,7 @@ func TestDocument(t *testing.T) {
 	}
 }
 
-// What comes behind the request line of a GET of other things.
+// What follows the request line of a GET for other things.
 func TestHeaders(t *testing.T) {
 	for headers, want := range map[string]Request{
 		"":                                        {Unknown, Other, ""},
@@ -237,7 +237,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// check is Parse, but for a result that nothing may lead to.
+// check is Parse, and fails on results that must never occur.
 func check(t *testing.T, text []byte) (Request, bool) {
 	r, ok := Parse(text)
 	const agent = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-/"

@@ -1,4 +1,4 @@
-// The removal of everything that the layer installs.
+// Removing everything that the layer installs.
 
 package route
 
@@ -10,8 +10,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// Cleanup removes every piece of the layer of a family, and reads back that none is left. removed are the pieces that were
-// there, in words.
+// Cleanup removes every piece of a family's layer, reads back that none is left, and returns descriptions of the pieces that it
+// found.
 func Cleanup(f imds.Family) (removed []string, err error) {
 	n := &node{family: f}
 	defer n.close()
@@ -22,7 +22,8 @@ func Cleanup(f imds.Family) (removed []string, err error) {
 	return removed, nil
 }
 
-// clean tries as often as somebody else may plausibly write in between. The rules go first: without them the rest does nothing.
+// clean retries as often as another process may plausibly write in between. It deletes the rules first: without them the rest
+// has no effect.
 func clean(l *Layer) (removed []string, err error) {
 	for try := range 5 {
 		s, err := l.read()
@@ -54,7 +55,7 @@ func clean(l *Layer) (removed []string, err error) {
 	return removed, errors.New("pieces keep coming back; is an agent still running on this node?")
 }
 
-// pieces are what is there and counts as ours, in words, also a sink that is unfit.
+// pieces describes what is there and counts as ours, including an unfit sink.
 func (s seen) pieces() (words []string) {
 	for _, p := range s.there {
 		words = append(words, string(p))

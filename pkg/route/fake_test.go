@@ -87,7 +87,8 @@ func lookAt(k *fakeKernel) (*Layer, layer.Finding) {
 	return l, l.Look(policy.Policy{}, func(string) {})
 }
 
-// What can't be read is unknown, whatever else was read; a kernel that can't do it is unsupported.
+// If anything can't be read, the state is unknown, whatever else was read; a kernel that lacks the feature makes it
+// unsupported.
 func TestUnreadable(t *testing.T) {
 	for _, what := range []string{"rules", "routes", "local", "sink"} {
 		for err, want := range map[error]layer.State{
@@ -136,7 +137,7 @@ func TestOrderOfRepair(t *testing.T) {
 	}
 }
 
-// The fake's pieces go, the policy rule first; what can't be removed is said.
+// The fake's pieces are removed, the policy rule first; failures to remove one are reported.
 func TestOrderOfCleanup(t *testing.T) {
 	k := &fakeKernel{there: slices.Clone(pieces)}
 	removed, err := clean(&Layer{family: imds.IPv4, kernel: k})

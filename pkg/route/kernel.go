@@ -1,4 +1,4 @@
-// What the layer reads of its network namespace and does to it, by rtnetlink.
+// What the layer reads from its network namespace and changes in it, by rtnetlink.
 
 package route
 
@@ -20,50 +20,50 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
-// kernel is all of a node that a Layer knows, for one family. Its errors are the kernel's.
+// kernel is the only part of a node that a Layer sees, for one family. Its errors are the kernel's.
 type kernel interface {
-	// Rules are the policy rules, in the order in which a packet meets them.
+	// Rules returns the policy rules, in the order in which they are evaluated.
 	Rules() ([]rule, error)
-	// Routes are those of a table, of one type or, with 0, of all.
+	// Routes returns the routes of a table: those of one type or, with 0, all of them.
 	Routes(table uint32, kind byte) ([]routeEntry, error)
-	// Sink is the link with the name of our sink. It is no error if there is none.
+	// Sink returns the link with our sink's name. It is not an error if there is none.
 	Sink() (link, error)
 
-	// Make makes a piece that is not there. index is the sink's, for the route into it.
+	// Make makes a missing piece. index is the sink's, for the route into it.
 	Make(p piece, index int) error
-	// DeleteRule and DeleteRoute remove what was listed, DeleteSink the sink whatever has become of it. It is no error if there
-	// is none.
+	// DeleteRule and DeleteRoute remove what was listed, DeleteSink removes the sink whatever has become of it. It is not an
+	// error if there is none.
 	DeleteRule(r rule) error
 	DeleteRoute(r routeEntry) error
-	// DeleteSink says how many links it has deleted that had another name.
+	// DeleteSink returns how many of the links it deleted had another name.
 	DeleteSink() (others int, err error)
 }
 
-// link is what matters of a link that has the name of our sink.
+// link is what matters about a link with our sink's name.
 type link struct {
 	index   int  // 0: there is none
-	foreign bool // it is somebody else's
-	// unfit says in words why it is no sink; empty if it is one.
+	foreign bool // it belongs to somebody else
+	// unfit says why it can't serve as the sink; empty if it can.
 	unfit string
-	// disabled: it takes no packets of this family (sysctl disable_ipv6).
+	// disabled: it accepts no packets of this family (sysctl disable_ipv6).
 	disabled bool
 	dropped  uint64 // packets, since it was made
 }
 
-// ours reports whether the link may be the sink that we have made, in whatever state it is.
+// ours reports whether the link may be the sink that we made, in whatever state it is.
 func (l link) ours() bool { return l.index != 0 && !l.foreign }
 
-// fit reports whether the link is a sink.
+// fit reports whether the link works as the sink.
 func (l link) fit() bool { return l.index != 0 && l.unfit == "" }
 
-// node is the kernel of this network namespace. It keeps its sockets.
+// node is the kernel of this network namespace. It keeps its sockets open.
 type node struct {
 	family imds.Family
 	links  *netlink.Handle
-	dumps  map[int]*nl.SocketHandle // asks strictly, so that the kernel does not dump every table of the node
+	dumps  map[int]*nl.SocketHandle // with strict checking, so that the kernel does not dump all of the node's tables
 }
 
-// askTimeout bounds one answer of the kernel, which comes at once unless something is very wrong.
+// askTimeout bounds one answer of the kernel, which comes at once unless something is badly wrong.
 const askTimeout = 5 * time.Second
 
 func (n *node) open() error {
@@ -93,7 +93,7 @@ func (n *node) open() error {
 	return nil
 }
 
-// close gives the sockets up; the next question opens others.
+// close closes the sockets; the next request opens new ones.
 func (n *node) close() {
 	if n.links != nil {
 		n.links.Close()
@@ -102,10 +102,10 @@ func (n *node) close() {
 	n.links, n.dumps = nil, nil
 }
 
-// dumpTries is how often the kernel is asked anew because somebody has written in the middle of its answer.
+// dumpTries is how often to repeat a dump that was interrupted by a change.
 const dumpTries = 3
 
-// dump asks for all objects of a kind. After an error the sockets are given up: a part of the answer may be left in one.
+// dump reads all objects of a kind. After an error the sockets are closed, since a part of the answer may be left in one.
 func (n *node) dump(message int, answer uint16, table uint32, kind byte) (found [][]byte, err error) {
 	for range dumpTries {
 		if err = n.open(); err != nil {
@@ -143,7 +143,7 @@ func (n *node) Rules() (rules []rule, err error) {
 	return rules, nil
 }
 
-// Routes implements kernel. A table that nobody has put a route into is not there (net/ipv4/fib_frontend.c, inet_dump_fib).
+// Routes implements kernel. A table into which no route was ever put does not exist (net/ipv4/fib_frontend.c, inet_dump_fib).
 func (n *node) Routes(table uint32, kind byte) (routes []routeEntry, err error) {
 	messages, err := n.dump(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, table, kind)
 	if errors.Is(err, unix.ENOENT) {
@@ -157,7 +157,7 @@ func (n *node) Routes(table uint32, kind byte) (routes []routeEntry, err error) 
 		if err != nil {
 			return nil, err
 		}
-		if r.table == table { // else the kernel has not understood the question
+		if r.table == table { // otherwise the kernel has not understood the request
 			routes = append(routes, r)
 		}
 	}
@@ -188,25 +188,25 @@ func (n *node) Sink() (link, error) {
 	return found, nil
 }
 
-// foreign says why a link that was found by a name of ours is somebody else's.
+// foreign says why a link found under one of our names belongs to somebody else.
 func foreign(l netlink.Link, name string) string {
 	switch {
 	case l.Attrs().Name != name:
-		return fmt.Sprintf("the name is another one of %s and none of ours", l.Attrs().Name)
+		return fmt.Sprintf("it is an alternative name of %s, which is not ours", l.Attrs().Name)
 	case l.Type() != "veth":
-		return fmt.Sprintf("it is a %s and none of ours", l.Type())
+		return fmt.Sprintf("it is a %s and not ours", l.Type())
 	}
 	return ""
 }
 
-// unfit says why a link swallows not every packet that is routed into it.
+// unfit says why a link does not drop every packet that is routed into it.
 func unfit(l netlink.Link) string {
 	a := l.Attrs()
 	switch {
 	case a.RawFlags&unix.IFF_UP == 0:
 		return "it is down"
 	case a.RawFlags&unix.IFF_NOARP == 0:
-		return "it asks for its neighbours"
+		return "it resolves neighbours (ARP is on)"
 	case a.RawFlags&unix.IFF_LOWER_UP != 0:
 		return "its other end is up"
 	case a.NetNsID >= 0:
@@ -219,8 +219,8 @@ func unfit(l netlink.Link) string {
 	return ""
 }
 
-// disabled reports whether a link takes no IPv6 packets, or has no IPv6 at all. With a link that has just gone, that is no
-// matter.
+// disabled reports whether a link accepts no IPv6 packets, or has no IPv6 at all. For a link that has just disappeared the
+// answer doesn't matter.
 func disabled(f imds.Family, name string) bool {
 	if f != imds.IPv6 {
 		return false
@@ -233,8 +233,8 @@ func disabled(f imds.Family, name string) bool {
 	return err == nil && strings.TrimSpace(string(value)) != "0"
 }
 
-// Make implements kernel. That there is such a piece already is an error, too: either somebody else has just made it, or it is
-// not recognised, and making another each time would have no end. (The kernel compares two rules without their `not`.)
+// Make implements kernel. It is an error if the piece exists already: either another process has just made it, or it is not
+// recognised, and making another one each time would never end. (When the kernel compares two rules it ignores `not`.)
 func (n *node) Make(p piece, index int) (err error) {
 	if err := n.open(); err != nil {
 		return err
@@ -253,14 +253,15 @@ func (n *node) Make(p piece, index int) (err error) {
 	return nil
 }
 
-// makeRule makes sure that the rule is not about the node's own packets: with a loopback of another name it would be.
+// makeRule also makes sure that the rule does not apply to the node's own packets: it would if the loopback interface had
+// another name.
 func (n *node) makeRule() error {
 	lo, err := n.links.LinkByIndex(loopback)
 	if err != nil {
 		return fmt.Errorf("reading the loopback interface: %w", err)
 	}
 	if name := lo.Attrs().Name; name != "lo" {
-		return fmt.Errorf("the loopback interface is called %s; give it the name lo again", name)
+		return fmt.Errorf("the loopback interface is called %s; rename it to lo", name)
 	}
 	r := netlink.NewRule()
 	r.Family, r.Priority, r.Protocol = af(n.family), priority, protocol
@@ -283,8 +284,8 @@ func (n *node) route(p piece, index int) *netlink.Route {
 	return r
 }
 
-// makeSink makes the pair and sets one end up. Without an address of its own it sends nothing of its own, which would be
-// counted as packets of pods.
+// makeSink makes the pair and sets one end up. Without an address, the sink sends nothing of its own that would be counted as
+// pods' packets.
 func (n *node) makeSink() error {
 	pair := namesOf(n.family)
 	veth := netlink.NewVeth(netlink.LinkAttrs{Name: pair.sink, MTU: sinkMTU})
@@ -314,7 +315,7 @@ func (n *node) makeSink() error {
 	return nil
 }
 
-// DeleteRule implements kernel, by the kernel's own description of the rule. Of several that fit it takes the first.
+// DeleteRule implements kernel, using the kernel's own description of the rule. If several match, the kernel deletes the first.
 func (n *node) DeleteRule(r rule) error {
 	if err := n.resend(unix.RTM_DELRULE, r.message, nl.FRA_PAD); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("deleting %s: %w", r, err)
@@ -322,8 +323,8 @@ func (n *node) DeleteRule(r rule) error {
 	return nil
 }
 
-// DeleteRoute implements kernel, by the kernel's own description of the route. With a nexthop object it wants no other nexthop
-// (net/ipv4/fib_semantics.c, fib_nh_match).
+// DeleteRoute implements kernel, using the kernel's own description of the route. For a route with a nexthop object, the kernel
+// allows no other nexthop attributes (net/ipv4/fib_semantics.c, fib_nh_match).
 func (n *node) DeleteRoute(r routeEntry) error {
 	without := []uint16{unix.RTA_CACHEINFO}
 	if r.object {
@@ -337,7 +338,7 @@ func (n *node) DeleteRoute(r routeEntry) error {
 	return nil
 }
 
-// resend sends what the kernel has said of an object back to it, without some attributes.
+// resend sends the kernel's description of an object back to it, without some attributes.
 func (n *node) resend(message int, object []byte, without ...uint16) error {
 	if err := n.open(); err != nil {
 		return err
@@ -358,14 +359,14 @@ func (n *node) resend(message int, object []byte, without ...uint16) error {
 	return err
 }
 
-// DeleteSink implements kernel. What bears our alias under another name goes as well. Deleting one end deletes both.
+// DeleteSink implements kernel. Links with our alias under another name are deleted as well. Deleting one end deletes both.
 func (n *node) DeleteSink() (others int, err error) {
 	if err := n.open(); err != nil {
 		return 0, err
 	}
 	pair := namesOf(n.family)
 	list, err := n.links.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // what is missed then is found by the next repair
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // the next repair finds what an interrupted dump missed
 		return 0, fmt.Errorf("listing links: %w", err)
 	}
 	for _, l := range list {
@@ -373,7 +374,7 @@ func (n *node) DeleteSink() (others int, err error) {
 			continue
 		}
 		err := n.links.LinkDel(l)
-		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) { // it went with its other end
+		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) { // it was deleted with its other end
 			return others, fmt.Errorf("deleting the link %s: %w", l.Attrs().Name, err)
 		}
 		if name := l.Attrs().Name; err == nil && name != pair.sink && name != pair.end {

@@ -1,4 +1,4 @@
-// One family's layer: the look, and the repair of what it found.
+// One family's layer: looking, and repairing what the look found.
 
 package route
 
@@ -15,8 +15,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// Layer is the layer of one family. Of earlier looks it remembers nothing but how many packets the sink had swallowed. Every
-// look reads all pieces, each from the kernel, and the packets of pods are taken to be stopped only if all are in place.
+// Layer is the layer of one family. The only thing it remembers of earlier looks is how many packets the sink had dropped.
+// Every look reads every piece from the kernel, and pods' packets count as stopped only if all pieces are in place.
 type Layer struct {
 	family  imds.Family
 	kernel  kernel
@@ -33,29 +33,29 @@ func (l *Layer) ID() layer.ID { return layer.ID{Name: LayerName, Family: l.famil
 type seen struct {
 	there []piece
 	sink  link
-	// before are the policy rules, and the routes in the table of local addresses, that come before ours and may lead packets
-	// elsewhere. They are others'.
+	// before are the policy rules, and the routes in the table of local addresses, that are evaluated before ours and may lead
+	// packets elsewhere. They belong to others.
 	before []string
-	// rules are all that lead into our table, ours or strays, inTheWay the routes to the endpoint in it that are not ours.
-	// Whatever they are, they may lead packets elsewhere, or the node's own into the sink: IPv6 passes over a destination's
+	// rules are all rules that lead into our table, ours or strays, and inTheWay the routes to the endpoint in that table that
+	// are not ours. Any of them may lead packets elsewhere, or the node's own packets into the sink: IPv6 skips a destination's
 	// routes if one of them is for another source (net/ipv6/ip6_fib.c, fib6_node_lookup_1), and IPv4 sorts by tos before it
 	// sorts by metric (net/ipv4/fib_trie.c). The table is ours, so they are ours to delete.
 	rules    []rule
 	inTheWay []routeEntry
-	// ourRoutes are those that are.
+	// ourRoutes are the routes in our table that are ours.
 	ourRoutes []routeEntry
-	// withoutSink says why no packet can get into the sink, so that the blackhole alone does it all; empty if they can.
+	// withoutSink says why no packet can reach the sink, so that only the blackhole stops them; empty if they can.
 	withoutSink string
 }
 
-// missing are the pieces that are not there, in the order in which they are put back.
+// missing returns the missing pieces, in the order in which they are put back.
 func (s seen) missing() []piece {
 	return slices.DeleteFunc(slices.Clone(pieces), func(p piece) bool {
 		return slices.Contains(s.there, p) || p == sinkRoute && s.withoutSink != ""
 	})
 }
 
-// Look implements guard.Layer. The policy makes no difference: whatever the node forwards to the endpoint is stopped.
+// Look implements guard.Layer. The policy makes no difference: everything that the node forwards to the endpoint is stopped.
 func (l *Layer) Look(policy.Policy, func(why string)) layer.Finding {
 	s, err := l.read()
 	r := layer.Reading{State: layer.Enforced, AnyInterface: true, Blocked: l.dropped.total}
@@ -113,7 +113,7 @@ func (l *Layer) read() (s seen, err error) {
 	if s.sink.fit() {
 		s.there = append(s.there, sink)
 		if s.sink.disabled {
-			s.withoutSink = fmt.Sprintf("by the blackhole alone: IPv6 is disabled on %s, so that FORWARD sees none of these packets",
+			s.withoutSink = fmt.Sprintf("by the blackhole alone: IPv6 is disabled on %s, so FORWARD sees none of these packets",
 				namesOf(l.family).sink)
 		}
 	}
@@ -121,8 +121,8 @@ func (l *Layer) read() (s seen, err error) {
 	return s, nil
 }
 
-// judgeRules finds what comes before ours, or would if ours were there: the kernel puts a new rule behind those of the same
-// priority (net/core/fib_rules.c, fib_newrule).
+// judgeRules finds the rules that are evaluated before ours, or would be if ours existed: the kernel puts a new rule after
+// those of the same priority (net/core/fib_rules.c, fib_newrule).
 func (s *seen) judgeRules(rules []rule) {
 	found := false
 	for _, r := range rules {
@@ -148,7 +148,7 @@ func (s *seen) judgeRoutes(f imds.Family, routes []routeEntry) {
 		case r.plain && r.kind == unix.RTN_UNICAST && r.metric == sinkMetric && r.link == s.sink.index && s.sink.ours():
 			s.ourRoutes = append(s.ourRoutes, r)
 			if !s.sink.fit() {
-				continue // it goes with the sink
+				continue // it is removed with the sink
 			}
 			s.there = append(s.there, sinkRoute)
 			if r.dead {
@@ -161,7 +161,7 @@ func (s *seen) judgeRoutes(f imds.Family, routes []routeEntry) {
 	}
 }
 
-// notThere says in words what is missing.
+// notThere describes what is missing.
 func notThere(missing []piece, at link) string {
 	var words []string
 	for _, p := range missing {
@@ -178,12 +178,12 @@ func notThere(missing []piece, at link) string {
 	return strings.Join(words, " and ") + be
 }
 
-// shadow says what comes before the pieces.
+// shadow describes what is evaluated before the pieces.
 func (s seen) shadow() string {
 	return strings.Join(append(slices.Clone(s.before), s.intruders()...), " and ") + " may lead packets elsewhere"
 }
 
-// intruders are what is in our table, or leads into it, and is not ours, in words.
+// intruders describes what is in our table, or leads into it, but is not ours.
 func (s seen) intruders() (words []string) {
 	for _, r := range s.rules {
 		if r.stray {
@@ -196,7 +196,7 @@ func (s seen) intruders() (words []string) {
 	return words
 }
 
-// unsupported tells that a kernel without the protocol, or without policy routing in it, was asked.
+// unsupported reports whether an error means that the kernel lacks the protocol, or policy routing for it.
 func unsupported(err error) bool {
 	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
@@ -205,7 +205,7 @@ func unsupported(err error) bool {
 func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 	s, ok := f.Plan.(seen)
 	if !ok {
-		return errors.New("repairing the route layer: the finding is not one of its looks")
+		return errors.New("repairing the route layer: the finding is not its own")
 	}
 	var errs []error
 	for _, r := range s.inTheWay {
@@ -213,8 +213,8 @@ func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 	}
 	missing := s.missing()
 	if slices.ContainsFunc(s.rules, func(r rule) bool { return r.stray }) {
-		// The kernel does not compare all of two rules when one is to be deleted, least of all a `not`, so that a stray could
-		// not be told from ours. It is put back below.
+		// When deleting a rule the kernel does not compare everything, and in particular not `not`, so a stray might not be
+		// told from ours. So all are deleted, and ours is put back below.
 		for _, r := range s.rules {
 			errs = append(errs, l.kernel.DeleteRule(r))
 		}
@@ -232,36 +232,36 @@ func (l *Layer) Repair(_ policy.Policy, f layer.Finding) error {
 	return errors.Join(errs...)
 }
 
-// put puts one piece back. A sink that is unfit is made anew, and the route into it with it.
+// put puts one piece back. An unfit sink is recreated, and the route into it as well.
 func (l *Layer) put(p piece, s *seen) error {
 	if p == sink {
 		if s.sink.foreign {
-			return fmt.Errorf("making the sink: the name %s is taken: %s; give that link another", namesOf(l.family).sink, s.sink.unfit)
+			return fmt.Errorf("making the sink: the name %s is taken: %s; rename that link", namesOf(l.family).sink, s.sink.unfit)
 		}
 		if _, err := l.kernel.DeleteSink(); err != nil {
 			return err
 		}
 	}
 	if p == sinkRoute && !s.sink.fit() {
-		return nil // there is nothing that it could lead into: that the sink could not be made was said
+		return nil // there is nothing to lead into, and the failure to make the sink was reported
 	}
 	err := l.kernel.Make(p, s.sink.index)
 	if p == sink && err == nil {
 		s.sink, err = l.kernel.Sink()
 	}
 	if p == sinkRoute && s.sink.disabled {
-		return nil // the next look finds that it can't be had
+		return nil // the next look finds out that this route is not possible
 	}
 	return err
 }
 
-// dropped adds up the packets that the sinks of a family have swallowed, of which each begins at zero.
+// dropped adds up the packets dropped by a family's sinks, each of which starts counting at zero.
 type dropped struct {
 	total, last uint64
 	index       int
 }
 
-// add takes the count of the sink with an index.
+// add takes in the count of the sink with the given index.
 func (d *dropped) add(index int, now uint64) {
 	if index == d.index && now >= d.last {
 		d.total += now - d.last

@@ -204,7 +204,8 @@ var losses = []struct {
 	{"ip -%[1]s route flush table 169254", []piece{blackhole, sinkRoute}},
 }
 
-// Each piece is missed, alone and with every other, and put back; meanwhile the node is served, and afterwards no pod.
+// The loss of each piece is noticed, alone and together with every other, and put back. The node is served all the time, and
+// afterwards no pod is.
 func TestLostPieces(t *testing.T) {
 	k := keep(t)
 	for _, f := range imds.Families {
@@ -256,8 +257,8 @@ func btoi(b bool) int {
 	return 0
 }
 
-// What comes before ours is seen. Of it only routes in our own table are ours to delete; a policy rule before ours keeps the
-// state, and says what to do.
+// What is evaluated before ours is noticed. Of that, only routes in our own table are ours to delete; a policy rule before ours
+// remains, and the error says what to do.
 func TestShadowed(t *testing.T) {
 	k := keep(t)
 	k.repairAll()
@@ -297,7 +298,7 @@ func TestShadowed(t *testing.T) {
 	}
 }
 
-// Rules of others that come before ours and can't lead its packets elsewhere are none of our business, nor are those behind.
+// Other rules that are evaluated before ours but can't lead its packets elsewhere don't matter, nor do those after it.
 func TestHarmlessNeighbours(t *testing.T) {
 	k := keep(t)
 	k.sh("ip rule add pref 0 to 10.0.0.0/8 lookup main; ip rule add pref 0 iif lo lookup main; ip rule add pref 0 to 169.254.169.254 blackhole")
@@ -327,7 +328,7 @@ func TestBlackholeAlone(t *testing.T) {
 	k.served(imds.IPv4, false)
 }
 
-// counts reports whether this kernel counts what a link without a carrier swallows. 6.12 and 6.18 do, 6.1 doesn't
+// counts reports whether this kernel counts packets dropped by a link without a carrier. 6.12 and 6.18 do, 6.1 doesn't
 // (net/sched/sch_generic.c, noop_enqueue).
 func counts(t *testing.T) bool {
 	t.Helper()
@@ -338,7 +339,7 @@ func counts(t *testing.T) bool {
 	return !strings.HasPrefix(unix.ByteSliceToString(name.Release[:]), "6.1.")
 }
 
-// The sink counts what it swallowed, also over its own loss, and nothing else comes into it.
+// The sink counts the packets that it dropped, even across its own loss, and nothing else reaches it.
 func TestBlockedPackets(t *testing.T) {
 	k := keep(t)
 	k.repairAll()
@@ -396,10 +397,10 @@ func TestForeignLinkOfThatName(t *testing.T) {
 	k.sh("ip link add %s type bridge; ip link set %s up", name, name)
 	found := k.look(imds.IPv4)
 	err := k.Host().Do(func() error { return k.layers[imds.IPv4].Repair(policy.Policy{}, found) })
-	if err == nil || !strings.Contains(err.Error(), "the name imds-guard4 is taken: it is a bridge and none of ours") {
+	if err == nil || !strings.Contains(err.Error(), "the name imds-guard4 is taken: it is a bridge and not ours") {
 		t.Errorf("repairing: %v", err)
 	}
-	k.must(imds.IPv4, layer.Missing, "the sink (it is a bridge and none of ours)")
+	k.must(imds.IPv4, layer.Missing, "the sink (it is a bridge and not ours)")
 	k.served(imds.IPv4, false)
 	if routes := k.sh("ip route show table %d", table); strings.Contains(routes, name) {
 		t.Errorf("a route leads into it:\n%s", routes)

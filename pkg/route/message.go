@@ -1,5 +1,5 @@
-// What the kernel says of policy rules and routes, attribute by attribute. The library's own types leave out a rule's action,
-// and attributes that it does not know; with either of them a rule is another one, so that it would be taken for ours.
+// Parsing the kernel's policy rules and routes, attribute by attribute. The library's types omit a rule's action, and
+// attributes that it does not know; a rule that differs from ours only in one of these would be mistaken for ours.
 
 package route
 
@@ -18,11 +18,10 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/nlattr"
 )
 
-// header is struct rtmsg and struct fib_rule_hdr, which have their bytes in the same places (include/uapi/linux/rtnetlink.h
-// and fib_rules.h).
+// header is struct rtmsg and struct fib_rule_hdr, which have the same layout (include/uapi/linux/rtnetlink.h and fib_rules.h).
 type header struct {
 	family, dstBits, srcBits, tos byte
-	kind                          byte // of a route its type, of a rule its action
+	kind                          byte // a route's type, or a rule's action
 	flags                         uint32
 	to                            netip.Prefix // the destination: FRA_DST and RTA_DST are the same attribute
 	attrs                         map[uint16]syscall.NetlinkRouteAttr
@@ -44,7 +43,7 @@ func parse(message []byte) (header, error) {
 	return h, err
 }
 
-// number is an attribute of 32 bits, 0 if it is not there.
+// number returns a 32-bit attribute, 0 if it is missing.
 func (h header) number(attr uint16) uint32 {
 	if v := h.attrs[attr].Value; len(v) >= 4 {
 		return binary.NativeEndian.Uint32(v)
@@ -52,7 +51,7 @@ func (h header) number(attr uint16) uint32 {
 	return 0
 }
 
-// only reports whether no other attribute is there than these.
+// only reports whether there are no attributes other than these.
 func (h header) only(known ...uint16) bool {
 	left := len(h.attrs)
 	for _, attr := range known {
@@ -63,7 +62,7 @@ func (h header) only(known ...uint16) bool {
 	return left == 0
 }
 
-// destination is the default one if there is none.
+// destination returns the destination, which is the default one if none is given.
 func (h header) destination() (netip.Prefix, error) {
 	raw, there := h.attrs[unix.RTA_DST]
 	addr, ok := netip.AddrFromSlice(raw.Value)
@@ -78,23 +77,23 @@ func (h header) destination() (netip.Prefix, error) {
 	return addr.Prefix(int(h.dstBits))
 }
 
-// rule is what matters of a policy rule.
+// rule is what matters about a policy rule.
 type rule struct {
 	ours bool
-	// stray: it leads into our table, and is not ours.
+	// stray: it leads into our table, but is not ours.
 	stray bool
-	// diverts: it may lead a packet that the node forwards to the endpoint elsewhere than to the next rule, and does not
-	// stop it.
+	// diverts: it may lead a packet that the node forwards to the endpoint somewhere other than the next rule, without stopping
+	// it.
 	diverts  bool
 	priority uint32
-	text     string // for a person
-	message  []byte // the kernel's own
+	text     string // for people
+	message  []byte // as received from the kernel
 }
 
-// String names the rule in a sentence.
+// String describes the rule for use in a sentence.
 func (r rule) String() string { return fmt.Sprintf("the policy rule %q", r.text) }
 
-// notSuppressed is the kernel's word for no prefix length to suppress (net/core/fib_rules.c).
+// notSuppressed is the kernel's value for "no prefix length is suppressed" (net/core/fib_rules.c).
 const notSuppressed = 0xffffffff
 
 func parseRule(f imds.Family, message []byte) (rule, error) {
@@ -115,7 +114,7 @@ func parseRule(f imds.Family, message []byte) (rule, error) {
 	case nl.FR_ACT_BLACKHOLE, nl.FR_ACT_UNREACHABLE, nl.FR_ACT_PROHIBIT, nl.FR_ACT_NOP:
 		passes = true
 	case nl.FR_ACT_TO_TBL:
-		passes = passes || leadsTo == unix.RT_TABLE_LOCAL // what is in there is looked at by itself
+		passes = passes || leadsTo == unix.RT_TABLE_LOCAL // the contents of that table are checked separately
 	}
 	r.stray = !r.ours && h.kind == nl.FR_ACT_TO_TBL && leadsTo == table
 	r.diverts = !r.ours && !r.stray && !passes
@@ -146,20 +145,20 @@ func (h header) ruleText(iif string, leadsTo uint32, inverted bool) string {
 	return b.String()
 }
 
-// routeEntry is what matters of a route.
+// routeEntry is what matters about a route.
 type routeEntry struct {
 	table  uint32
 	kind   byte
 	to     netip.Prefix
 	metric uint32
 	link   int // the interface that it leads to, 0 for none
-	// plain: it has nothing but these, so that it holds for every packet to its destination.
+	// plain: it has no other attributes, so it applies to every packet to its destination.
 	plain bool
 	// object: it leads to a nexthop object.
 	object bool
-	// dead: lookups pass over it for as long as its interface has no carrier (sysctl ignore_routes_with_linkdown).
+	// dead: lookups skip it while its interface has no carrier (sysctl ignore_routes_with_linkdown).
 	dead    bool
-	message []byte // the kernel's own
+	message []byte // as received from the kernel
 }
 
 func parseRoute(message []byte) (routeEntry, error) {
@@ -179,7 +178,7 @@ func parseRoute(message []byte) (routeEntry, error) {
 // rtaNHID is RTA_NH_ID of linux/rtnetlink.h.
 const rtaNHID = 30
 
-// String names the route in a sentence, close to what `ip route` prints.
+// String describes the route for use in a sentence, close to what `ip route` prints.
 func (r routeEntry) String() string {
 	kinds := map[byte]string{unix.RTN_UNICAST: "", unix.RTN_BLACKHOLE: "blackhole "}
 	kind, known := kinds[r.kind]
@@ -189,8 +188,8 @@ func (r routeEntry) String() string {
 	return fmt.Sprintf("the route %s%s table %d metric %d link %d", kind, r.to, r.table, r.metric, r.link)
 }
 
-// concerns tells of a notification which families' layers it may be about: a rule, a route in a table that decides, or one of
-// the links with the given names or indexes.
+// concerns returns the families whose layers a notification may affect: one about a rule, a route in a relevant table, or a
+// link with one of the given names or indexes.
 func concerns(m syscall.NetlinkMessage, links map[int32]imds.Family) []imds.Family {
 	switch m.Header.Type {
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
@@ -219,11 +218,12 @@ func familyOf(message []byte) []imds.Family {
 	return nil
 }
 
-// loopback is the index of lo in each network namespace (net/core/dev.c). The policy rule names it, and the kernel hangs
-// IPv6's blackhole on it, which goes without a notification of its own if net.ipv6.route.skip_notify_on_dev_down is set.
+// loopback is the index of lo in every network namespace (net/core/dev.c). The policy rule names it, and the kernel attaches
+// IPv6's blackhole route to it; if net.ipv6.route.skip_notify_on_dev_down is set, that route disappears without a notification
+// of its own.
 const loopback = 1
 
-// linkIndex is ifi_index of struct ifinfomsg, 0 if there is none.
+// linkIndex returns ifi_index of struct ifinfomsg, 0 if there is none.
 func linkIndex(message []byte) int32 {
 	if len(message) < unix.SizeofIfInfomsg {
 		return 0
@@ -231,7 +231,7 @@ func linkIndex(message []byte) int32 {
 	return int32(binary.NativeEndian.Uint32(message[4:]))
 }
 
-// linkOf notes the index of a link with one of our names, by which it is known even after it was given another.
+// linkOf remembers the index of a link with one of our names, so that it is recognised even after it was renamed.
 func linkOf(message []byte, links map[int32]imds.Family) []imds.Family {
 	index := linkIndex(message)
 	switch index {

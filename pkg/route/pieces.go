@@ -1,4 +1,4 @@
-// What the layer consists of.
+// The pieces of the layer.
 
 package route
 
@@ -14,26 +14,26 @@ import (
 // LayerName is the name of this way of enforcing, as a metric label.
 const LayerName = "route"
 
-// table is the routing table of our own, in each family. In it all routes to the endpoint are ours.
+// table is our own routing table, in each family. All routes to the endpoint in it are ours.
 const table = 169254
 
 const (
-	// priority is the policy rule's. At 0 the kernel has only its own rule for local addresses, `ip rule flush` leaves what is
-	// there (iproute2, ip/iprule.c), and nobody comes before: at 11, the rule that VPC CNI makes at 10 for pods with security
-	// groups did (amazon-vpc-cni-k8s, pkg/networkutils/network.go).
+	// priority is the policy rule's. At 0 there is only the kernel's own rule for local addresses, `ip rule flush` spares what
+	// is there (iproute2, ip/iprule.c), and nothing comes first: at 11, the rule that VPC CNI creates at 10 for pods with
+	// security groups did (amazon-vpc-cni-k8s, pkg/networkutils/network.go).
 	priority = 0
-	// protocol says who made a rule or a route. systemd-networkd removes foreign ones, but not the kernel's
+	// protocol says who made a rule or a route. systemd-networkd removes foreign ones, except the kernel's
 	// (src/network/networkd-routing-policy-rule.c and networkd-route.c).
 	protocol = unix.RTPROT_KERNEL
-	// The metrics of the two routes: the sink's comes first.
+	// The metrics of the two routes: the sink's route takes precedence.
 	sinkMetric, blackholeMetric = 1, 1000
-	// sinkMTU is the largest that a veth may have: a packet that is too big would be answered by the node before it crossed
+	// sinkMTU is the largest that a veth can have: the node itself would answer a packet that is too big, before it crossed
 	// FORWARD.
 	sinkMTU = 65535
 )
 
-// piece is a part of the layer, as it is called in details, in the order in which what is lost is put back: the first two
-// alone keep packets from the endpoint.
+// piece is a part of the layer, under its name in messages, in the order in which lost pieces are put back: the first two alone
+// keep packets from the endpoint.
 type piece string
 
 const (
@@ -45,7 +45,7 @@ const (
 
 var pieces = []piece{blackhole, policyRule, sink, sinkRoute}
 
-// names are of one family's links. Both ends bear the alias, by which they are found under other names too.
+// names are the names of one family's links. Both ends have the alias, by which they are found even if they were renamed.
 type names struct{ sink, end, alias string }
 
 func namesOf(f imds.Family) names {
@@ -53,7 +53,7 @@ func namesOf(f imds.Family) names {
 	return names{name, name + "-end", "imds-guard: sink of " + string(f)}
 }
 
-// version is the family as `ip` has it, 4 or 6.
+// version returns the family as `ip` writes it, 4 or 6.
 func version(f imds.Family) string {
 	if f == imds.IPv6 {
 		return "6"
@@ -61,7 +61,7 @@ func version(f imds.Family) string {
 	return "4"
 }
 
-// text is a piece as `ip` would be told to make it, for a person to read and to compare.
+// text returns the `ip` command that would make a piece, for people to read and compare.
 func (p piece) text(f imds.Family) string {
 	ip, to := "ip -"+version(f), f.Endpoint().Addr()
 	switch p {
@@ -75,7 +75,7 @@ func (p piece) text(f imds.Family) string {
 	return fmt.Sprintf("ip link add %s up arp off mtu %d type veth peer name %s", namesOf(f).sink, sinkMTU, namesOf(f).end)
 }
 
-// Commands are what `ip` would be told to put the layer of a family in force, for a person.
+// Commands returns the `ip` commands that would put a family's layer in force, for people.
 func Commands(f imds.Family) (list []string) {
 	for _, p := range pieces {
 		list = append(list, p.text(f))
@@ -83,7 +83,7 @@ func Commands(f imds.Family) (list []string) {
 	return list
 }
 
-// af is the family as netlink has it.
+// af returns netlink's constant for the family.
 func af(f imds.Family) int {
 	if f == imds.IPv6 {
 		return netlink.FAMILY_V6

@@ -10,7 +10,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// tampers are what somebody may do to the pieces so that they are there and don't work, or not as they should: a script for a
+// tampers are ways to tamper with the pieces so that they exist but don't work, or not as they should: each a script for a
 // family, with $E for the endpoint, $G for the gateway, $S for the sink and $T for the table.
 var tampers = []struct {
 	name  string
@@ -42,8 +42,8 @@ func (k *kept) tamper(f imds.Family, how string) {
 	k.sh("F=%s E=%s G=%s S=%s T=%d; %s", version(f), f.Endpoint().Addr(), gateway, namesOf(f).sink, table, how)
 }
 
-// What is put beside the pieces, or in their place, is seen and removed, and nothing else is: the node is served afterwards, and
-// no pod.
+// What is put beside the pieces, or in their place, is noticed and removed, and nothing else is. Afterwards the node is served,
+// and no pod.
 func TestTampered(t *testing.T) {
 	k := keep(t)
 	for _, f := range imds.Families {
@@ -100,7 +100,7 @@ func TestLinksByName(t *testing.T) {
 	has := func(what string) bool { return strings.Contains(k.sh("ip -br link"), what) }
 
 	k.sh("ip link del %s; ip link property add dev %s altname %s", name, podLinks[1], name)
-	if err := repair(); err == nil || !strings.Contains(err.Error(), "is another one of "+podLinks[1]) {
+	if err := repair(); err == nil || !strings.Contains(err.Error(), "is an alternative name of "+podLinks[1]) {
 		t.Errorf("with an altname in the way: %v", err)
 	}
 	if err := k.Host().Do(func() error { _, err := Cleanup(imds.IPv4); return err }); err != nil {
@@ -135,7 +135,7 @@ func TestLinksByName(t *testing.T) {
 	}
 }
 
-// Cleanup removes what counts as ours, whoever is said to have made it, and each copy.
+// Cleanup removes what counts as ours, whatever its protocol says, including every copy.
 func TestCleanupOfCopies(t *testing.T) {
 	k := keep(t)
 	k.repairAll()

@@ -1,5 +1,4 @@
-// The watcher of what the layer consists of: it only says that something may have changed, and leaves it to the woken one to
-// look.
+// The watcher of the layer's pieces: it only reports that something may have changed. Whoever is woken has to look.
 
 package route
 
@@ -16,14 +15,14 @@ import (
 
 // Watch follows the policy rules, the routes and the links of this network namespace.
 type Watch struct {
-	// Wake is called when a piece of a family's layer may have changed, and with no family after every new subscription.
+	// Wake is called when a piece of a family's layer may have changed, and without a family after every new subscription.
 	Wake func(changed ...imds.Family)
 	// Lost is called when notifications were lost: ENOBUFS, or a broken socket.
 	Lost func(error)
 }
 
-// noteSinks notes the sinks that are there, so that they are known also when another name is the first that is told of them.
-// One that can't be found now is told of when it is made.
+// noteSinks remembers the existing sinks, so that they are recognised even if the first notification about them is that they
+// were renamed. A sink that can't be found now will be announced when it is made.
 func noteSinks(links map[int32]imds.Family) {
 	for _, f := range imds.Families {
 		if l, err := netlink.LinkByName(namesOf(f).sink); err == nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// wakes counts, by family; the empty one is for all.
+// wakes counts wakes by family; the empty one stands for all.
 type wakes struct {
 	mu sync.Mutex
 	n  map[imds.Family]int
@@ -48,7 +48,7 @@ func otherThan(f imds.Family) imds.Family {
 	return map[imds.Family]imds.Family{imds.IPv4: imds.IPv6, imds.IPv6: imds.IPv4}[f]
 }
 
-// Sinks that are there already are known by their index, so that another name is no hiding place.
+// Existing sinks are known by their index, so renaming one does not hide it.
 func TestSinksAreNoted(t *testing.T) {
 	k := keep(t)
 	links := map[int32]imds.Family{}

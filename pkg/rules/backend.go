@@ -1,4 +1,4 @@
-// The choice of the backend: imds-guard writes where the node's own agents write.
+// Choosing the backend: imds-guard writes where the node's other agents write.
 
 package rules
 
@@ -13,29 +13,29 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
-// Backend is a kernel interface that an iptables command writes to. The two are separate hooks: a DROP in either wins
-// over an ACCEPT in the other.
+// Backend is a kernel interface that an iptables command writes to. The two are separate hooks: a DROP in either one wins over
+// an ACCEPT in the other.
 type Backend string
 
 const (
-	// Auto is not a backend but the wish to have one chosen.
+	// Auto is not a backend; it asks for one to be chosen.
 	Auto   Backend = "auto"
 	NFT    Backend = "nft"
 	Legacy Backend = "legacy"
 )
 
-// Backends lists every value of a wish.
+// Backends lists every value that can be asked for.
 var Backends = []Backend{Auto, NFT, Legacy}
 
-// hints are the chains that the kubelet keeps in the mangle table of the backend that it uses, for others to find
+// hints are the chains that the kubelet keeps in the mangle table of the backend that it uses, as a hint to others
 // (kubernetes/enhancements, KEP-3178; kubernetes-sigs/iptables-wrappers looks for the same two).
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// Selector knows which backend is in use. It forks no command and waits for no lock, so that no keeper of a table has to
-// wait for it. It is safe for concurrent use.
+// Selector knows which backend is in use. It forks no command and waits for no lock, so no keeper of a table ever waits for it.
+// It is safe for concurrent use.
 type Selector struct {
-	// Changed is called when another backend is chosen than before. It may be nil, must not block, and must not be set
-	// after the first choice.
+	// Changed is called when the chosen backend changes. It may be nil, must not block, and must not be set after the first
+	// choice.
 	Changed func(from, to Backend)
 
 	wish     Backend
@@ -45,14 +45,14 @@ type Selector struct {
 	current  Backend
 	versions map[imds.Family]string // of the current backend's iptables
 	nft      netfilter.NFT
-	// mangle is the summary of the legacy mangle tables when they were last searched for hints, so that they are searched
-	// only after they have changed.
+	// mangle is the summary of the legacy mangle tables at the time they were last searched for hints, so that they are
+	// searched again only after a change.
 	mangle     map[imds.Family]netfilter.LegacyInfo
 	legacyHint map[imds.Family]bool
 }
 
-// NewSelector chooses a backend. recorded is the one that an agent on this node was using last, or empty: without a better
-// sign it is chosen again. It is an error if no iptables command that could serve is installed.
+// NewSelector chooses a backend. recorded is the one that an agent on this node used last, or empty; without better evidence it
+// is chosen again. It is an error if no suitable iptables command is installed.
 func NewSelector(wish Backend, families []imds.Family, recorded Backend) (*Selector, error) {
 	s := &Selector{
 		wish: wish, families: families, versions: map[imds.Family]string{},
@@ -81,14 +81,14 @@ func installed(b Backend) bool {
 	return err == nil
 }
 
-// Current is the backend in use.
+// Current returns the backend in use.
 func (s *Selector) Current() Backend {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.current
 }
 
-// Choose chooses anew, and returns the backend in use from now on. It never loads a legacy table.
+// Choose makes the choice again, and returns the backend in use from now on. It never loads a legacy table.
 func (s *Selector) Choose() Backend {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,7 +138,7 @@ func (s *Selector) hintInLegacy() bool {
 	for _, f := range s.families {
 		info, loaded, err := netfilter.ReadLegacyInfo(f, "mangle")
 		if err != nil {
-			continue // what was known holds until it can be read
+			continue // the last result holds until it can be read again
 		}
 		if info == s.mangle[f] {
 			continue
@@ -156,8 +156,8 @@ func (s *Selector) hintInLegacy() bool {
 	return slices.ContainsFunc(s.families, func(f imds.Family) bool { return s.legacyHint[f] })
 }
 
-// onlyLegacyWritten reports whether somebody uses the legacy filter table and nobody the nft one: without a kubelet, the
-// best sign of what the node's agents use.
+// onlyLegacyWritten reports whether the legacy filter table is in use and the nft one is not: without a kubelet, that is the
+// best evidence of what the node's agents use.
 func (s *Selector) onlyLegacyWritten() bool {
 	legacy := false
 	for _, f := range s.families {
@@ -170,7 +170,7 @@ func (s *Selector) onlyLegacyWritten() bool {
 	return legacy
 }
 
-// ran notes the version of a command that was run.
+// ran records the version of a command that was run.
 func (s *Selector) ran(c *command) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +179,7 @@ func (s *Selector) ran(c *command) {
 	}
 }
 
-// Version is the version of the current backend's iptables, empty until a command of it has run.
+// Version returns the version of the current backend's iptables, empty until one of its commands has run.
 func (s *Selector) Version() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

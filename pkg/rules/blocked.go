@@ -1,18 +1,18 @@
-// The count of packets that the rules stopped, over the life of many copies of them.
+// Counting the packets that the rules stopped, across many copies of the rules.
 
 package rules
 
 import "slices"
 
-// blocked adds up the kernel's packet counters, which start at zero again whenever a rule is put in again. It never goes
-// back, and rather misses a packet than counts one twice.
+// blocked adds up the kernel's packet counters, which restart at zero whenever a rule is inserted again. The sum never
+// decreases; it may miss a packet, but never counts one twice.
 type blocked struct {
 	total uint64
 	last  map[place]map[Rule]counted
 }
 
-// place is a chain that may hold the rules: FORWARD of a backend, by its name, or the one in our own table. Rules and counters
-// in one stay while another is read.
+// place is a chain that may hold the rules: FORWARD of a backend, under the backend's name, or the chain in our own table.
+// Rules and counters in one persist while another is read.
 type place string
 
 // counted is the state of a rule's counters at the last look.
@@ -21,7 +21,7 @@ type counted struct {
 	copies  int
 }
 
-// add takes the counters of a fresh reading.
+// add takes in the counters of a new reading.
 func (b *blocked) add(at place, want []Rule, now map[Rule]counted) {
 	for _, r := range want {
 		before, after := b.last[at][r], now[r]
@@ -38,7 +38,7 @@ func (b *blocked) add(at place, want []Rule, now map[Rule]counted) {
 	b.last[at] = now
 }
 
-// counters are those of the wanted rules, as iptables prints them.
+// counters returns the counters of the wanted rules, as printed by iptables.
 func (c Chain) counters(want []Rule) map[Rule]counted {
 	now := make(map[Rule]counted, len(want))
 	for _, l := range c.Lines {
@@ -50,7 +50,7 @@ func (c Chain) counters(want []Rule) map[Rule]counted {
 	return now
 }
 
-// counters are the same as the kernel has them.
+// counters returns the counters of the wanted rules, as read from the kernel.
 func (k kernelChain) counters() map[Rule]counted {
 	now := make(map[Rule]counted, len(k.want))
 	for r, copies := range k.copies {
@@ -62,5 +62,5 @@ func (k kernelChain) counters() map[Rule]counted {
 	return now
 }
 
-// restart notes that the rules were put in anew, with counters at zero.
+// restart notes that the rules were inserted again, with counters at zero.
 func (b *blocked) restart(at place) { delete(b.last, at) }

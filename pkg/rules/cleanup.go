@@ -1,4 +1,4 @@
-// The removal of everything that imds-guard installs.
+// Removing everything that imds-guard installs.
 
 package rules
 
@@ -19,8 +19,8 @@ type Removed struct {
 	Copies  int
 }
 
-// Cleanup removes every copy of every rule that imds-guard writes for these patterns, under either verdict, from both
-// backends, and reads back that none is left. It loads no legacy table, and goes on with the rest after an error.
+// Cleanup removes every copy of every rule that imds-guard writes for these patterns, with either verdict, from both backends,
+// and reads back that none is left. It loads no legacy table, and continues with the rest after an error.
 func Cleanup(families []imds.Family, patterns []ifpattern.Pattern) (removed []Removed, err error) {
 	var errs []error
 	for _, f := range families {
@@ -50,7 +50,7 @@ func Cleanup(families []imds.Family, patterns []ifpattern.Pattern) (removed []Re
 	return removed, errors.Join(errs...)
 }
 
-// clean tries as often as somebody else may plausibly write in between.
+// clean retries as often as another process may plausibly write in between.
 func (r *Removed) clean(node forward, ours []Rule) (err error) {
 	var found, more bool
 	for range 5 {
@@ -68,13 +68,13 @@ func (r *Removed) clean(node forward, ours []Rule) (err error) {
 	case found:
 		err = errors.New("rules keep coming back; is an agent still running on this node?")
 	case more:
-		err = errors.New("somebody writes rules all the time, so that the chain can't be read to its end; try again")
+		err = errors.New("rules keep changing, so the chain can't be read to its end; try again")
 	}
 	return err
 }
 
-// cleanNFT deletes what the kernel's own list shows, by handle: so it works in a chain that iptables can't list, and can't
-// hit a rule that only looks like ours. more says that the list was cut off, or that iptables shows further ones.
+// cleanNFT deletes rules from the kernel's own list, by handle: so it works in a chain that iptables can't list, and can't hit
+// a rule that only looks like ours. more says that the list was cut off, or that iptables shows further rules.
 func (r *Removed) cleanNFT(node forward, ours []Rule) (found, more bool, err error) {
 	k, err := readKernel(node.Kernel, r.Family.Endpoint().Addr(), ours)
 	if err != nil || !k.Exists {
@@ -90,13 +90,13 @@ func (r *Removed) cleanNFT(node forward, ours []Rule) (found, more bool, err err
 	if k.Incomplete || k.Length > maxListed {
 		return false, k.Incomplete, nil
 	}
-	// Should the kernel's list not be understood, iptables has the word, if it can list the chain at all.
+	// In case the kernel's list was not understood, iptables is asked too, if it can list the chain at all.
 	chain, err := list(r.Family, func() ([]string, error) { return node.List(NFT) })
 	if err != nil {
 		return false, false, nil
 	}
 	if len(chain.Lines) != k.Length {
-		return false, true, nil // somebody has written in between
+		return false, true, nil // the chain was changed in between
 	}
 	chain.mark(k)
 	copies := chain.Copies(ours)
@@ -130,7 +130,7 @@ func (r *Removed) cleanLegacy(node forward, ours []Rule) (found bool, err error)
 	return true, nil
 }
 
-// removed notes what was deleted.
+// removed records what was deleted.
 func (r *Removed) removed(copies map[Rule]int) {
 	for rule, n := range copies {
 		r.Rules = append(r.Rules, rule)

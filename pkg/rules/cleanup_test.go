@@ -136,7 +136,7 @@ func TestClean(t *testing.T) {
 	}
 }
 
-// Somebody has deleted a rule just before: the rest goes at the next try.
+// A rule was deleted just before: the rest is removed at the next try.
 func TestCleanAfterAFailedTry(t *testing.T) {
 	f := &flawed{fakeForward: newFake(NFT)}
 	drop := wanted(t, policy.Drop, "eni+")

@@ -1,4 +1,4 @@
-// The commands: go-iptables for reads and single writes, iptables-restore for a move, each with a bound on its time.
+// Running commands: go-iptables for reads and single writes, iptables-restore for a move, each with a time limit.
 
 package rules
 
@@ -19,8 +19,8 @@ import (
 const (
 	// lockWait is how long a command waits for /run/xtables.lock, in seconds.
 	lockWait = 5
-	// commandTimeout is how long a command may take before it is killed. The longest one seen took 2.5 s, with 50,000
-	// foreign rules in FORWARD itself, and a command may wait lockWait before.
+	// commandTimeout is how long a command may take before it is killed. The slowest one seen took 2.5 s, with 50,000 foreign
+	// rules in FORWARD itself, and a command may first wait for lockWait.
 	commandTimeout = (lockWait + 5) * time.Second
 )
 
@@ -32,7 +32,7 @@ type command struct {
 	ipt     *iptables.IPTables
 }
 
-// binaryName is the name under which a backend's command is installed beside the other's, e.g. ip6tables-legacy.
+// binaryName returns the name under which a backend's command is installed beside the other's, e.g. ip6tables-legacy.
 func binaryName(b Backend, f imds.Family) string {
 	name := "iptables-"
 	if f == imds.IPv6 {
@@ -41,7 +41,7 @@ func binaryName(b Backend, f imds.Family) string {
 	return name + string(b)
 }
 
-// newCommand finds a backend's command. It runs `--version` once; go-iptables picks its flags by that.
+// newCommand finds a backend's command. It runs `--version` once, from which go-iptables picks its flags.
 func newCommand(b Backend, f imds.Family) (*command, error) {
 	name := binaryName(b, f)
 	proto := iptables.ProtocolIPv4
@@ -59,7 +59,7 @@ func newCommand(b Backend, f imds.Family) (*command, error) {
 	return c, nil
 }
 
-// version is the version of iptables, e.g. 1.8.9.
+// version returns the version of iptables, e.g. 1.8.9.
 func (c *command) version() string {
 	major, minor, patch := c.ipt.GetIptablesVersion()
 	return fmt.Sprintf("%d.%d.%d", major, minor, patch)
@@ -79,9 +79,9 @@ func (c *command) insert(r Rule) error {
 	return c.run(OpInsert, func() error { return c.ipt.Insert(tableName, chainName, 1, r.Args()...) })
 }
 
-// replace deletes the given number of copies of each rule in remove and puts the rules of top at the top, in order, in
-// one transaction: no packet sees a moment without them, and if a copy to be deleted is not there nothing is done at all
-// (both backends; iptables-restore commits a table as a whole).
+// replace deletes the given number of copies of each rule in remove and inserts the rules of top at the top, in order, in one
+// transaction: there is no moment without them, and if a copy to be deleted is missing, nothing is done at all (both backends;
+// iptables-restore commits a table as a whole).
 func (c *command) replace(remove map[Rule]int, top []Rule) error {
 	var input strings.Builder
 	input.WriteString("*" + tableName + "\n")
@@ -107,7 +107,7 @@ func (c *command) replace(remove map[Rule]int, top []Rule) error {
 	})
 }
 
-// run bounds the time of one command and gives its error a type.
+// run limits the time of one command and gives its error a type.
 func (c *command) run(op Operation, f func() error) error {
 	if err := limited(commandTimeout, f); err != nil {
 		return &CommandError{Family: c.family, Operation: op, Reason: reasonOf(err), Err: err}
@@ -115,7 +115,7 @@ func (c *command) run(op Operation, f func() error) error {
 	return nil
 }
 
-// restoreError is a failed iptables-restore with what it said.
+// restoreError is a failed iptables-restore, with its output.
 type restoreError struct {
 	name   string
 	exit   *exec.ExitError
@@ -126,5 +126,5 @@ func (e *restoreError) Error() string {
 	return fmt.Sprintf("running %s: %v: %s", e.name, e.exit, e.stderr)
 }
 
-// ExitStatus is the exit status, -1 if a signal ended the command.
+// ExitStatus returns the exit status, -1 if a signal ended the command.
 func (e *restoreError) ExitStatus() int { return e.exit.ExitCode() }

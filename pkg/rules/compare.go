@@ -1,4 +1,4 @@
-// The comparison of the rules that are wanted with the chain that is there.
+// Comparing the wanted rules with the actual chain.
 
 package rules
 
@@ -10,15 +10,15 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/layer"
 )
 
-// Chain is FORWARD as it was read, from the top.
+// Chain is FORWARD as it was read, from top to bottom.
 type Chain struct {
 	Lines []Line
-	// Native says that native nftables rules may be in the chain, so that a line without a target may still end the
-	// walk: iptables-nft prints a verdict map as no target at all.
+	// Native says that the chain may contain native nftables rules, so that a line without a target may still end the walk:
+	// iptables-nft prints a verdict map without a target.
 	Native bool
 }
 
-// Copies counts how often each of these rules is in the chain; one that is not has no entry.
+// Copies counts how often each of these rules is in the chain; rules that are not in it have no entry.
 func (c Chain) Copies(of []Rule) map[Rule]int {
 	copies := make(map[Rule]int, len(of))
 	for _, l := range c.Lines {
@@ -29,8 +29,8 @@ func (c Chain) Copies(of []Rule) map[Rule]int {
 	return copies
 }
 
-// Compare says how the chain differs from the wanted rules standing at its top, once each and in order. The worst of
-// what it finds is the state, and the detail names the rule that is to blame.
+// Compare says how the chain differs from one that has the wanted rules at its top, once each and in order. The state is the
+// worst thing it finds, and the detail names the rule responsible.
 func Compare(want []Rule, c Chain) (state layer.State, detail string) {
 	copies := c.Copies(want)
 	for _, r := range want {
@@ -54,17 +54,17 @@ func Compare(want []Rule, c Chain) (state layer.State, detail string) {
 	return layer.Enforced, ""
 }
 
-// twin says what to do about a line of the form of ours, but none of these, that another imds-guard may have put there.
+// twin says what to do about a line that looks like ours but is none of the wanted rules: another imds-guard may have put it
+// there.
 func (l Line) twin(want []Rule) string {
 	form := l.Exact && l.Rule.In != "" && l.Rule.Dest == want[0].Dest && (l.Rule.Target == "DROP" || l.Rule.Target == "REJECT")
 	if !form || slices.Contains(want, l.Rule) {
 		return ""
 	}
-	return "; if another imds-guard put it there, the two will fight for ever: give both the same flags, or stop one"
+	return "; if another imds-guard put it there, the two will fight forever: give both the same flags, or stop one"
 }
 
-// shadow looks for a line above the first copy of a wanted rule that can let a packet through which that rule is there to
-// stop.
+// shadow looks for a line above the first copy of a wanted rule that may let through a packet which that rule should stop.
 func (c Chain) shadow(want []Rule) (detail string) {
 	for _, r := range want {
 		for _, l := range c.Lines {
@@ -79,9 +79,9 @@ func (c Chain) shadow(want []Rule) (detail string) {
 	return ""
 }
 
-// goesOn lists the targets after which the walk goes on with the next rule, whatever their options
-// (iptables-extensions(8)). iptables -N refuses a chain of one of these names, nft doesn't: see Line.Jump. TEE is none
-// of them: the copy that it makes leaves the node by OUTPUT.
+// goesOn lists the targets after which the walk continues with the next rule, whatever their options (iptables-extensions(8)).
+// iptables -N refuses to create chains with these names, nft doesn't: see Line.Jump. TEE is not on the list: the copy that it
+// makes leaves the node through OUTPUT.
 var goesOn = map[string]bool{
 	"AUDIT": true, "CHECKSUM": true, "CLASSIFY": true, "CONNMARK": true, "CONNSECMARK": true, "DSCP": true, "ECN": true,
 	"HL": true, "HMARK": true, "IDLETIMER": true, "LED": true, "LOG": true, "MARK": true, "NFLOG": true, "RATEEST": true,
@@ -89,8 +89,8 @@ var goesOn = map[string]bool{
 	"TTL": true, "ULOG": true,
 }
 
-// mayEndWalk reports whether a packet that the line matches may leave the chain alive. A jump counts: what happens in
-// the other chain can change without FORWARD changing. DROP and REJECT end the walk too, but in our favour.
+// mayEndWalk reports whether a packet that matches the line may leave the chain alive. A jump counts, because the other chain
+// can change without any change in FORWARD. DROP and REJECT end the walk too, but in our favour.
 func (l Line) mayEndWalk(native bool) bool {
 	switch t := l.Rule.Target; {
 	case l.Jump:
@@ -104,8 +104,8 @@ func (l Line) mayEndWalk(native bool) bool {
 	}
 }
 
-// mayMatch reports whether some packet that r matches is matched by the line too. Only destination and input interface
-// can rule that out; whatever else the line asks for may be true of the packet.
+// mayMatch reports whether some packet that matches r may match the line too. Only destination and input interface can rule
+// that out; anything else that the line requires may be true of the packet.
 func (l Line) mayMatch(r Rule) bool {
 	if d := l.Rule.Dest; d.IsValid() && d.Contains(r.Dest.Addr()) == l.DestNot {
 		return false

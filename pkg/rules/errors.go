@@ -1,4 +1,4 @@
-// The errors of iptables commands, sorted into the few kinds that someone on call has to tell apart.
+// Errors of iptables commands, classified into the few kinds that someone on call has to distinguish.
 
 package rules
 
@@ -12,7 +12,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// Operation is what a command was to do, as a metric label.
+// Operation is what a command was meant to do, as a metric label.
 type Operation string
 
 const (
@@ -26,12 +26,12 @@ const (
 type Reason string
 
 const (
-	// ReasonLock: another process held the xtables lock for as long as we wait.
+	// ReasonLock: another process held the xtables lock for as long as we waited.
 	ReasonLock Reason = "lock"
-	// ReasonIncompatible: iptables-nft can't show the chain, because of a native nftables rule in it or because the
-	// rule comes from a newer iptables.
+	// ReasonIncompatible: iptables-nft can't show the chain, because it contains a native nftables rule or one from a newer
+	// iptables.
 	ReasonIncompatible Reason = "incompatible"
-	// ReasonExec: the command is missing, can't be run, or was killed because it did not end.
+	// ReasonExec: the command is missing, can't be run, or hung and was killed.
 	ReasonExec Reason = "exec"
 	// ReasonOther: everything else; the error says more.
 	ReasonOther Reason = "other"
@@ -51,12 +51,12 @@ type CommandError struct {
 	Err       error
 }
 
-// Error is one line, whatever the command wrote.
+// Error returns one line, whatever the command wrote.
 func (e *CommandError) Error() string {
 	hint := ""
 	var exit exitError
 	if errors.As(e.Err, &exit) && exit.ExitStatus() < 0 && !errors.Is(e.Err, errHung) {
-		hint = " (a signal ended it; out of memory?)"
+		hint = " (killed by a signal; out of memory?)"
 	}
 	said := strings.Join(strings.FieldsFunc(e.Err.Error(), func(r rune) bool { return r == '\n' }), "; ")
 	return fmt.Sprintf("running iptables to %s %s rules: %s%s", e.Operation, e.Family, said, hint)
@@ -64,17 +64,17 @@ func (e *CommandError) Error() string {
 
 func (e *CommandError) Unwrap() error { return e.Err }
 
-// errHung is the cause of a command that was killed because it did not end.
-var errHung = errors.New("the command did not end and was killed")
+// errHung is the cause for a command that hung and was killed.
+var errHung = errors.New("the command hung and was killed")
 
-// exitError is what a failed command leaves: *iptables.Error for go-iptables, *restoreError for our own.
+// exitError is the error of a failed command: *iptables.Error from go-iptables, or our own *restoreError.
 type exitError interface {
 	error
 	ExitStatus() int
 }
 
-// reasonOf sorts an error. The text alone proves nothing, since rules and comments are quoted in it: the exit status has
-// to fit too.
+// reasonOf classifies an error. The text alone proves nothing, since it quotes rules and comments: the exit status has to match
+// too.
 func reasonOf(err error) Reason {
 	var exit exitError
 	if errors.Is(err, errHung) || !errors.As(err, &exit) {

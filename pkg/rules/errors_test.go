@@ -58,8 +58,8 @@ func TestCommandErrorForAPerson(t *testing.T) {
 		want string
 	}{
 		{exited{1, "a\nb\n"}, "running iptables to list ipv6 rules: a; b"},
-		{exited{-1, "killed"}, "running iptables to list ipv6 rules: killed (a signal ended it; out of memory?)"},
-		{fmt.Errorf("%w: %w", errHung, exited{-1, "killed"}), "running iptables to list ipv6 rules: the command did not end and was killed: killed"},
+		{exited{-1, "killed"}, "running iptables to list ipv6 rules: killed (killed by a signal; out of memory?)"},
+		{fmt.Errorf("%w: %w", errHung, exited{-1, "killed"}), "running iptables to list ipv6 rules: the command hung and was killed: killed"},
 		{exited{0, "it says nothing"}, "running iptables to list ipv6 rules: it says nothing"},
 		{errors.New("not found"), "running iptables to list ipv6 rules: not found"},
 	} {

@@ -1,4 +1,4 @@
-// What a Table reads of its node and does to it.
+// What a Table reads from its node and changes on it.
 
 package rules
 
@@ -7,34 +7,34 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
-// forward is the chain FORWARD of one family, in both backends. It is all of the node that a Table knows: what can be
-// asked of the commands and of the kernel, and what can be done.
+// forward is the FORWARD chain of one family, in both backends. It is the only part of the node that a Table sees: what it can
+// ask of commands and of the kernel, and what it can do.
 type forward interface {
-	// Backend is the one to use now.
+	// Backend returns the backend to use now.
 	Backend() Backend
 
 	// List prints the chain as `iptables -S FORWARD -v` does.
 	List(b Backend) ([]string, error)
 	// Insert puts a rule at the top.
 	Insert(b Backend, r Rule) error
-	// Move deletes the given number of copies of each rule in remove and puts the rules of top at the top, in order, in one
-	// transaction. If a copy to be deleted is not there nothing is done at all.
+	// Move deletes the given number of copies of each rule in remove and inserts the rules of top at the top, in order, in one
+	// transaction. If a copy to be deleted is missing, nothing is done at all.
 	Move(b Backend, remove map[Rule]int, top []Rule) error
 
-	// Kernel is what nftables has.
+	// Kernel returns what nftables has.
 	Kernel(s netfilter.Scope) (netfilter.NFTChain, error)
 	// Replace puts rules at the top and deletes those with the given handles, in one transaction.
 	Replace(top []netfilter.NFTRule, remove []uint64) error
 
-	// OwnKernel is the same as Kernel for a chain in a table of our own (see ownTable), which MakeOwn makes anew.
+	// OwnKernel is Kernel for the chain in our own table (see ownTable), which MakeOwn makes or replaces.
 	OwnKernel(s netfilter.Scope) (netfilter.NFTChain, error)
 	MakeOwn(rules []netfilter.NFTRule) error
 
-	// Summary is the kernel's of the legacy table; ok is false while it is not loaded.
+	// Summary returns the kernel's summary of the legacy table; ok is false while the table is not loaded.
 	Summary() (info netfilter.LegacyInfo, ok bool, err error)
 }
 
-// nodeForward is the forward of this network namespace. Without a selector it has no backend of its own to use.
+// nodeForward implements forward for this network namespace. Without a selector it can't choose a backend.
 type nodeForward struct {
 	family   imds.Family
 	selector *Selector
@@ -49,7 +49,7 @@ func newForward(f imds.Family, s *Selector) *nodeForward {
 // Backend implements forward.
 func (n *nodeForward) Backend() Backend { return n.selector.Choose() }
 
-// command returns a backend's command. One that can't be had is looked for again each time.
+// command returns a backend's command. A missing one is looked for again each time.
 func (n *nodeForward) command(b Backend) (*command, error) {
 	c := n.commands[b]
 	if c == nil {

@@ -38,7 +38,7 @@ func TestInsertsThatStayUnrecognisedEnd(t *testing.T) {
 	}
 }
 
-// pile lets so many inserts pile up.
+// pile lets n inserts pile up.
 func pile(i *inserts, n int, now time.Time) (err error) {
 	_, _ = i.read(false, numbered(0), now)
 	for k := range n {
@@ -98,7 +98,7 @@ func TestInsertsThatGoAgainGoOn(t *testing.T) {
 	}
 }
 
-// What can't be told from a pile of our own is, as soon as it grows without us.
+// Rules that can't be told from unrecognised inserts of our own are, as soon as there are more of them without an insert.
 func TestOthersRulesEndThePause(t *testing.T) {
 	var i inserts
 	now := time.Now()
@@ -189,7 +189,7 @@ func TestOpenInserts(t *testing.T) {
 	}
 }
 
-// Of an insert of several rules no more count than came with it.
+// Of an insert of several rules, no more count than appeared with it.
 func TestInsertOfWhichLessCame(t *testing.T) {
 	var i inserts
 	now := time.Now()

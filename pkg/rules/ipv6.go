@@ -6,8 +6,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// unsupported reports whether there is nothing to enforce in a family, err being why its chain could not be
-// read, if there is a reason.
+// unsupported reports whether there is nothing to enforce in a family. err is why its chain could not be read, if there is a
+// reason.
 func unsupported(f imds.Family, err error) (detail string, yes bool) {
 	switch {
 	case f != imds.IPv6:
@@ -15,7 +15,7 @@ func unsupported(f imds.Family, err error) (detail string, yes bool) {
 	case !f.Present():
 		return "the kernel runs without IPv6", true
 	case withoutNetfilter(err) && !f.Forwarded():
-		return "the kernel has no IPv6 netfilter, and forwards no IPv6", true
+		return "the kernel has no IPv6 netfilter, and does not forward IPv6", true
 	}
 	return "", false
 }

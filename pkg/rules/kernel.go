@@ -1,4 +1,4 @@
-// The kernel's own list of FORWARD (nft), held against the rules that are wanted.
+// Comparing the kernel's own list of FORWARD (nft) with the wanted rules.
 
 package rules
 
@@ -14,27 +14,27 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
-// maxListed is how many rules FORWARD may have for iptables to be asked for them, and how many above ours are looked at.
-// In a longer chain the kernel's list of its top decides alone: iptables-nft would read, and print, all of it, and somebody
-// who writes all the time, in whatever table, makes it start over.
+// maxListed is how many rules FORWARD may have for iptables to be asked to list them, and how many above ours are examined. For
+// a longer chain the top of the kernel's list alone decides: iptables-nft would read and print all of it, and would have to
+// start over each time any table is written to.
 const maxListed = 512
 
-// kernelChain is what the kernel says of the wanted rules.
+// kernelChain is the kernel's view of the wanted rules.
 type kernelChain struct {
 	netfilter.NFTChain
 	want []Rule
-	// copies of each wanted rule, from the top; one that is not there has no entry.
+	// copies has the copies of each wanted rule, from the top; a rule that is not there has no entry.
 	copies map[Rule][]netfilter.NFTRule
 }
 
-// isRule reports whether what the kernel has is this rule.
+// isRule reports whether a kernel rule is this rule.
 func isRule(k netfilter.NFTRule, r Rule) bool {
 	return k.Plain && k.In == r.In && k.Dest == r.Dest.Addr() && k.TCP == r.TCP && k.Target == r.Target &&
 		(r.RejectWith == "" || k.RejectWith == r.RejectWith)
 }
 
-// readKernel reads no more of a chain than what decides whether the wanted rules are in force: forward.Kernel's, or
-// forward.OwnKernel's.
+// readKernel reads only as much of a chain as is needed to decide whether the wanted rules are in force. read is forward.Kernel
+// or forward.OwnKernel.
 func readKernel(read func(netfilter.Scope) (netfilter.NFTChain, error), endpoint netip.Addr, want []Rule) (kernelChain, error) {
 	open := slices.Clone(want)
 	c, err := read(netfilter.Scope{Address: endpoint, Top: maxListed, Enough: func(k netfilter.NFTRule) bool {
@@ -55,7 +55,7 @@ func readKernel(read func(netfilter.Scope) (netfilter.NFTChain, error), endpoint
 	return k, nil
 }
 
-// missing lists the wanted rules that are not there.
+// missing lists the missing rules.
 func (k kernelChain) missing() (rules []Rule) {
 	for _, r := range k.want {
 		if len(k.copies[r]) == 0 {
@@ -74,8 +74,8 @@ func (k kernelChain) copyCounts() map[Rule]int {
 	return counts
 }
 
-// inPlace reports whether the chain begins with the wanted rules, in order. What stands below matters no more then: none of
-// their packets gets there.
+// inPlace reports whether the chain begins with the wanted rules, in order. If so, what is below them no longer matters: none
+// of their packets gets there.
 func (k kernelChain) inPlace() bool {
 	for i, r := range k.want {
 		if copies := k.copies[r]; len(copies) == 0 || copies[0].Position != i {
@@ -85,8 +85,8 @@ func (k kernelChain) inPlace() bool {
 	return true
 }
 
-// named are the rules that name the endpoint and are none of the wanted ones, by handle. What is understood as a rule that
-// stops nothing is not one of ours in disguise.
+// named returns the handles of the rules that name the endpoint but are none of the wanted ones. A rule that is understood and
+// stops nothing can't be one of ours in disguise.
 func (k kernelChain) named() map[string]bool {
 	named, ours := map[string]bool{}, k.ours()
 	for _, rule := range k.Rules() {
@@ -97,7 +97,7 @@ func (k kernelChain) named() map[string]bool {
 	return named
 }
 
-// handles are those of the copies of the wanted rules, rule by rule and from the top.
+// handles returns the handles of the copies of the wanted rules, rule by rule and from the top.
 func (k kernelChain) handles() (handles []uint64) {
 	for _, r := range k.want {
 		for _, c := range k.copies[r] {
@@ -107,7 +107,7 @@ func (k kernelChain) handles() (handles []uint64) {
 	return handles
 }
 
-// ours is the set of handles.
+// ours returns the handles as a set.
 func (k kernelChain) ours() map[uint64]bool {
 	ours := map[uint64]bool{}
 	for _, handle := range k.handles() {
@@ -116,28 +116,28 @@ func (k kernelChain) ours() map[uint64]bool {
 	return ours
 }
 
-// sameAs reports whether two readings for the same wanted rules found the same rules in the same places, by their handles.
+// sameAs reports whether two readings, for the same wanted rules, found the same rules in the same places, by their handles.
 func (k kernelChain) sameAs(other kernelChain) bool {
 	same := func(a, b netfilter.NFTRule) bool { return a.Handle == b.Handle && a.Position == b.Position }
 	return slices.Equal(k.want, other.want) && k.Exists == other.Exists && k.Dormant == other.Dormant && k.Type == other.Type &&
 		k.Hook == other.Hook && k.Length == other.Length && slices.EqualFunc(k.Rules(), other.Rules(), same)
 }
 
-// useless says in words why the rules of the chain do nothing, wherever they stand in it; empty if they do something.
+// useless says why the chain's rules have no effect, wherever they are in it; empty if they have.
 func (k kernelChain) useless() string {
 	works := !k.Dormant && k.Type == "filter" && k.Hook == unix.NF_INET_FORWARD
 	if !k.Exists || works {
 		return ""
 	}
-	remedy := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard makes it anew", nftFamily(k.want), tableName, chainName)
+	remedy := fmt.Sprintf("; `nft delete chain %s %s %s`, and imds-guard will recreate it", nftFamily(k.want), tableName, chainName)
 	switch {
 	case k.Dormant:
-		return fmt.Sprintf("nftables table %s is dormant: its rules are there and are not evaluated; "+
+		return fmt.Sprintf("nftables table %s is dormant: its rules exist but are not evaluated; "+
 			"`nft add table %s %s` wakes it", tableName, nftFamily(k.want), tableName)
 	case k.Type == "":
 		return fmt.Sprintf("nftables chain %s has no hook: no packet enters it", chainName) + remedy
 	}
-	return fmt.Sprintf("nftables chain %s is of type %s at hook %s: no forwarded packet enters it as filter/forward does",
+	return fmt.Sprintf("nftables chain %s is of type %s at hook %s: it does not see forwarded packets as a filter/forward chain does",
 		chainName, k.Type, hookName(k.Hook)) + remedy
 }
 
@@ -148,7 +148,7 @@ func nftFamily(want []Rule) string {
 	return "ip"
 }
 
-// hookName is a hook of linux/netfilter.h (enum nf_inet_hooks) as nft writes it.
+// hookName returns the name of a hook (linux/netfilter.h, enum nf_inet_hooks) as nft writes it.
 func hookName(hook uint32) string {
 	names := []string{"prerouting", "input", "forward", "output", "postrouting", "ingress"}
 	if int(hook) < len(names) {
@@ -157,8 +157,8 @@ func hookName(hook uint32) string {
 	return strconv.Itoa(int(hook))
 }
 
-// state is what the kernel's list says without iptables, because of why. A rule above ours is harmless only if it can't but
-// stop packets.
+// state judges by the kernel's list alone; why says why iptables was not consulted. A rule above ours counts as harmless only
+// if all it can do is stop packets.
 func (k kernelChain) state(why error) (state layer.State, detail string) {
 	if missing := k.missing(); len(missing) > 0 {
 		return layer.Missing, fmt.Sprintf("%q is not in the chain", missing[0])
@@ -171,7 +171,7 @@ func (k kernelChain) state(why error) (state layer.State, detail string) {
 		}
 		for _, above := range k.Top[:min(first, len(k.Top))] {
 			if !above.Stops && !ours[above.Handle] {
-				return Shadowed, fmt.Sprintf("rule %d, handle %d, stands above %q, and what it does was not listed: %v",
+				return Shadowed, fmt.Sprintf("rule %d, handle %d, stands above %q, and iptables did not list what it does: %v",
 					above.Position+1, above.Handle, r, why)
 			}
 		}

@@ -87,7 +87,7 @@ func TestIsRule(t *testing.T) {
 	}
 }
 
-// So much of the chain is read as is needed to judge every wanted rule, in whatever order they stand.
+// Only as much of the chain is read as is needed to judge every wanted rule, in whatever order they are.
 func TestReadKernelAsksForEnough(t *testing.T) {
 	want := wanted(t, policy.Reject, "eni+", "vlan+")
 	var scope netfilter.Scope
@@ -121,7 +121,7 @@ func TestReadKernelAsksForEnough(t *testing.T) {
 	}
 }
 
-// What the kernel's list says by itself. Of what stands above ours it only knows what can't but stop packets.
+// What the kernel's list says by itself. Of rules above ours it only recognises those that can do nothing but stop packets.
 func TestKernelState(t *testing.T) {
 	one, reject := wanted(t, policy.Drop, "eni+"), wanted(t, policy.Reject, "eni+")
 	two, four := wanted(t, policy.Drop, "eni+", "vlan+"), wanted(t, policy.Reject, "eni+", "vlan+")
@@ -137,7 +137,7 @@ func TestKernelState(t *testing.T) {
 		{one, "0 accept odd jump", layer.Enforced, "by the kernel's own list alone: a reason"},
 		{one, "accept 0", Shadowed, "rule 1, handle 1, stands above \"-A FORWARD"},
 		{one, "drop drop odd 0", Shadowed, "rule 3, handle 3, stands above"},
-		{one, "jump 0", Shadowed, "was not listed: a reason"},
+		{one, "jump 0", Shadowed, "iptables did not list what it does: a reason"},
 		{one, "drop 0", Displaced, "-i eni+ -j DROP\" is not in its place at the top"},
 		{one, "0 0", Duplicate, "-i eni+ -j DROP\" is in the chain 2 times"},
 		{one, "0 accept 0 0", Duplicate, "3 times"},
@@ -253,7 +253,7 @@ func TestSameAs(t *testing.T) {
 	}
 }
 
-// What was harmless to other rules may not be to these.
+// What was harmless above other wanted rules may not be harmless above these.
 func TestSameAsForOtherRules(t *testing.T) {
 	f, before := kernelOf(t, wanted(t, policy.Drop, "eni+"), "accept")
 	if after, _ := readKernel(f.Kernel, endpoint, wanted(t, policy.Drop, "vlan+")); before.sameAs(after) {

@@ -1,4 +1,4 @@
-// The reading of FORWARD by iptables, and what of it can be believed.
+// Reading FORWARD with iptables, and deciding how much of the output to trust.
 
 package rules
 
@@ -10,7 +10,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/imds"
 )
 
-// list reads and parses what iptables says of the chain.
+// list reads and parses iptables' listing of the chain.
 func list(f imds.Family, lines func() ([]string, error)) (Chain, error) {
 	text, err := lines()
 	if err != nil {
@@ -20,12 +20,12 @@ func list(f imds.Family, lines func() ([]string, error)) (Chain, error) {
 		return Chain{}, &CommandError{Family: f, Operation: OpList, Reason: ReasonOther, Err: err}
 	}
 	if len(text) == 0 || !strings.HasPrefix(text[0], "-P "+chainName+" ") {
-		return failed(fmt.Errorf("%s has no policy in its output, as if it were no chain of a hook", chainName))
+		return failed(fmt.Errorf("%s is listed without a policy, as if it were not a base chain", chainName))
 	}
 	chain := Chain{Lines: make([]Line, 0, len(text)-1)}
 	for i := 1; i < len(text); i++ {
 		rule := text[i]
-		// A comment may have line breaks in it.
+		// A comment may contain line breaks.
 		for _, err := tokenize(rule); err != nil && i+1 < len(text); _, err = tokenize(rule) {
 			i++
 			rule += "\n" + text[i]
@@ -35,14 +35,14 @@ func list(f imds.Family, lines func() ([]string, error)) (Chain, error) {
 			return failed(err)
 		}
 		if err != nil {
-			line = Line{Text: rule, Odd: true} // somebody's rule, of which nothing is known
+			line = Line{Text: rule, Odd: true} // a foreign rule that is not understood
 		}
 		chain.Lines = append(chain.Lines, line)
 	}
 	return chain, nil
 }
 
-// mark marks the lines that iptables-nft can't be believed about, by what the kernel has in the same places.
+// mark marks the lines in which iptables-nft can't be trusted, according to what the kernel has in the same places.
 func (c *Chain) mark(k kernelChain) {
 	c.Native = true
 	for _, rule := range k.Rules() {
@@ -52,13 +52,13 @@ func (c *Chain) mark(k kernelChain) {
 	}
 }
 
-// lookalikes reports whether a line is printed like one of these rules and is none: `iptables -D` could take it for one.
+// lookalikes reports whether a line is printed like one of these rules but isn't one: `iptables -D` could mistake it for one.
 func (c Chain) lookalikes(of []Rule) bool {
 	return slices.ContainsFunc(c.Lines, func(l Line) bool { return (l.Odd || l.Jump) && slices.Contains(of, l.Rule) })
 }
 
-// shows reports whether the kernel has a rule with the endpoint's address wherever a line is printed as one of these rules.
-// Else the list is of another moment.
+// shows reports whether the kernel has a rule with the endpoint's address wherever a line is printed as one of these rules. If
+// not, the two lists are from different moments.
 func (k kernelChain) shows(c Chain, rules []Rule) bool {
 	names := map[int]bool{}
 	for _, rule := range k.Rules() {
@@ -72,8 +72,8 @@ func (k kernelChain) shows(c Chain, rules []Rule) bool {
 	return true
 }
 
-// named are the lines that name the endpoint and are none of these rules, each by its text and how often that came before. What
-// is understood as a rule that stops nothing is not one of ours in disguise.
+// named returns the lines that name the endpoint but are none of these rules, each by its text and a sequence number among
+// equal ones. A rule that is understood and stops nothing can't be one of ours in disguise.
 func (c Chain) named(of []Rule, endpoint string) map[string]bool {
 	named, times := map[string]bool{}, map[string]int{}
 	ours := func(l Line) bool { return l.Exact && slices.Contains(of, l.Rule) }
@@ -87,19 +87,18 @@ func (c Chain) named(of []Rule, endpoint string) map[string]bool {
 	return named
 }
 
-// legacyListing is what iptables printed of a legacy chain, held against the size that the kernel gives for it.
+// legacyListing is what iptables printed of a legacy chain, together with the size that the kernel reports for it.
 type legacyListing struct {
 	text   string
-	extent int // in bytes, as the kernel's summary of the table has it; unmeasured if that can't be had
-	// hidden is how often the chain has grown without iptables printing anything else than before: by rules that it does
-	// not print.
+	extent int // in bytes, from the kernel's summary of the table; unmeasured if that is not available
+	// hidden is how often the chain has grown while iptables printed the same as before: by rules that it does not print.
 	hidden int
 }
 
 const unmeasured = -1
 
-// next is the listing that follows. inserted says that a rule was inserted in between: without a measure it counts as one
-// that is not printed.
+// next returns the listing that follows this one. inserted says that a rule was inserted in between: if the size is not
+// available, that rule counts as one that is not printed.
 func (l legacyListing) next(c Chain, extent int, inserted bool) legacyListing {
 	var text strings.Builder
 	for _, line := range c.Lines {
@@ -113,14 +112,14 @@ func (l legacyListing) next(c Chain, extent int, inserted bool) legacyListing {
 			n.hidden++
 		}
 	case extent < l.extent:
-		n.hidden = 0 // somebody has taken something away
+		n.hidden = 0 // something was removed
 	case same && extent > l.extent:
 		n.hidden++
 	}
 	return n
 }
 
-// numberedKeys are n keys for inserts.read.
+// numberedKeys returns n keys for inserts.read.
 func numberedKeys(name string, n int) map[string]bool {
 	keys := map[string]bool{}
 	for i := range n {

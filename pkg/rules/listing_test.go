@@ -11,7 +11,7 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// A listing is taken only whole: what is no list of FORWARD is a command that failed.
+// A listing is accepted only if it is complete; output that is not a list of FORWARD counts as a failed command.
 func TestListRefuses(t *testing.T) {
 	for name, lines := range map[string][]string{
 		"nothing":                     nil,
@@ -43,7 +43,7 @@ func TestListRefuses(t *testing.T) {
 	}
 }
 
-// Only lines of rules that name the endpoint, and may stop its packets without being known as ours, are named.
+// Only lines that name the endpoint, and may stop its packets without being recognised as ours, are returned.
 func TestNamedInTheListing(t *testing.T) {
 	want := wanted(t, policy.Drop, "eni+")
 	chain := chainOf(t, false,
@@ -75,7 +75,7 @@ func TestNamedInTheListing(t *testing.T) {
 	}
 }
 
-// What the kernel says of a line outweighs what is printed.
+// What the kernel says about a line outweighs what iptables prints.
 func TestMark(t *testing.T) {
 	want := wanted(t, policy.Drop, "eni+")
 	for _, c := range []struct {
@@ -109,7 +109,7 @@ func TestMark(t *testing.T) {
 	}
 }
 
-// A listing of another moment shows ours where the kernel has nothing that names the endpoint.
+// A listing from another moment shows our rule where the kernel has nothing that names the endpoint.
 func TestShows(t *testing.T) {
 	want := wanted(t, policy.Drop, "eni+")
 	f, _ := kernelOf(t, want, "accept 0 accept")

@@ -1,5 +1,5 @@
-// Whether an agent runs in this network namespace. It is told by a lock on the record's directory, which the kernel gives
-// back however the agent ends, and which leaves no file behind.
+// Whether an agent is running in this network namespace. It is marked by a lock on the record's directory, which the kernel
+// releases however the agent ends, and which leaves no file behind.
 
 package rules
 
@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrAgentRuns is returned to a cleanup whose work an agent would undo.
-var ErrAgentRuns = errors.New("an agent runs on this node and would put the rules back; stop it first")
+// ErrAgentRuns is returned to a cleanup whose work a running agent would undo.
+var ErrAgentRuns = errors.New("an agent is running on this node and would put the rules back; stop it first")
 
-// ErrCleanupRuns is returned to an agent whose record a cleanup would remove.
-var ErrCleanupRuns = errors.New("a cleanup runs on this node")
+// ErrCleanupRuns is returned to an agent whose record a running cleanup would remove.
+var ErrCleanupRuns = errors.New("a cleanup is running on this node")
 
-// MarkRunning says by a lock, until the process ends, that an agent runs. There may be several: an old and a new one.
+// MarkRunning takes a lock, until the process ends, to mark that an agent is running. There may be several: an old and a new
+// one.
 func (r Record) MarkRunning() error {
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return fmt.Errorf("marking that an agent runs: %w", err)
@@ -26,8 +27,8 @@ func (r Record) MarkRunning() error {
 	return lock(r.dir, unix.LOCK_SH, ErrCleanupRuns)
 }
 
-// MarkCleaning says by a lock, until the process ends, that a cleanup runs. It fails with ErrAgentRuns while an agent has
-// marked that it does.
+// MarkCleaning takes a lock, until the process ends, to mark that a cleanup is running. It fails with ErrAgentRuns while an
+// agent holds its mark.
 func (r Record) MarkCleaning() error {
 	err := lock(r.dir, unix.LOCK_EX, ErrAgentRuns)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -36,7 +37,7 @@ func (r Record) MarkCleaning() error {
 	return err
 }
 
-// lock never waits. The descriptor stays open for good, and is not passed on to commands.
+// lock never waits. The descriptor stays open until the process ends, and is not passed on to commands.
 func lock(dir string, how int, taken error) error {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -132,7 +132,7 @@ func TestLooksThatFail(t *testing.T) {
 		{"neither can be read", NFT, func(k *kept, f *flawed) { nth(2)(k, f); f.listErr = command }, layer.Unknown, "broken", errBroken},
 		{"iptables fails", NFT, func(_ *kept, f *flawed) { f.listErr = command }, layer.Enforced, "by the kernel's own list alone: running iptables", command},
 		{"iptables prints rubbish", NFT, func(_ *kept, f *flawed) { f.lie = func([]string) []string { return nil } }, layer.Enforced,
-			"by the kernel's own list alone: running iptables to list ipv4 rules: FORWARD has no policy", nil},
+			"by the kernel's own list alone: running iptables to list ipv4 rules: FORWARD is listed without a policy", nil},
 		{"the rules go while iptables fails", NFT, func(k *kept, f *flawed) { f.listErr, f.listing = command, k.flush }, layer.Missing, "is not in the chain", command},
 		{"our own table can't be read", NFT, func(_ *kept, f *flawed) { f.dormant, f.ownErr = true, errBroken }, layer.Unknown, "broken", errBroken},
 		{"the table is put to sleep while iptables fails", NFT, func(k *kept, f *flawed) {
@@ -142,16 +142,16 @@ func TestLooksThatFail(t *testing.T) {
 			layer.Missing, "is dormant", nil},
 		{"the kernel's list is cut off", NFT, func(_ *kept, f *flawed) {
 			f.reading = func(_ int, c *netfilter.NFTChain) error { c.Incomplete = true; return nil }
-		}, layer.Enforced, "by the kernel's own list alone: somebody writes all the time", nil},
+		}, layer.Enforced, "by the kernel's own list alone: rules keep changing", nil},
 		{"somebody writes all the time", NFT, func(k *kept, f *flawed) { f.listing = func() { k.below("-j ACCEPT", accept) } }, layer.Enforced,
-			"by the kernel's own list alone: somebody writes all the time", nil},
+			"by the kernel's own list alone: rules keep changing", nil},
 		{"iptables lists another moment", NFT, func(_ *kept, f *flawed) {
 			f.lie = func(lines []string) []string { return append(lines, "-A FORWARD -c 0 0 -j ACCEPT") }
-		}, layer.Enforced, "somebody writes all the time", nil},
+		}, layer.Enforced, "rules keep changing", nil},
 		{"iptables lists ours at another moment", NFT, func(k *kept, f *flawed) {
 			k.below("-j ACCEPT", accept)
 			f.lie = func(lines []string) []string { return append(lines[:2], lines[1]) }
-		}, layer.Enforced, "somebody writes all the time", nil},
+		}, layer.Enforced, "rules keep changing", nil},
 
 		{"iptables fails", Legacy, func(_ *kept, f *flawed) { f.listErr = command }, layer.Unknown, "broken", command},
 		{"no summary", Legacy, func(_ *kept, f *flawed) { f.summaryErr = errBroken }, layer.Enforced, "", nil},
@@ -208,7 +208,8 @@ func TestLongestChainThatIsListed(t *testing.T) {
 	}
 }
 
-// What the kernel's list shows of a change is doubted before iptables is asked, unless iptables has called it harmless before.
+// A change in the kernel's list makes the state doubtful before iptables is asked, unless iptables has called it harmless
+// before.
 func TestKernelMakesDoubt(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -235,8 +236,8 @@ func TestKernelMakesDoubt(t *testing.T) {
 	}
 }
 
-// Whichever of several rules are there, and in whatever order, all get to the top once each, nothing that was there is ever
-// away, and nobody else's rule is touched.
+// Whichever of several rules exist, in whatever order, all end up at the top once each; no existing rule is ever missing in
+// between, and no foreign rule is touched.
 func TestEverySubsetIsRepaired(t *testing.T) {
 	p := policyOf(t, policy.Reject, "eni+", "vlan+")
 	want := Desired(imds.IPv4, p)
@@ -392,7 +393,8 @@ func (k *kept) counted(lines []string) []string {
 	return lines
 }
 
-// What a lost rule was like is known only of a reading in which both agreed, and is forgotten with the backend.
+// The kernel's form of a lost rule is known only from a reading in which both agreed, and is forgotten when the backend
+// changes.
 func TestPutBackOnlyWhatIsKnown(t *testing.T) {
 	k, _ := keepFlawed(t, NFT, policyOf(t, policy.Drop, "eni+"))
 	if len(k.known) != 1 {

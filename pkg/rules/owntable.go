@@ -1,6 +1,6 @@
-// What is done where iptables' FORWARD is useless: somebody has put its table to sleep, or made the chain anew at another
-// hook. Neither is ours to put right, but nothing forbids another table beside it: at the same hook, a DROP in any table is
-// final, whatever the others say.
+// The fallback where iptables' FORWARD has no effect, because its table was made dormant or the chain was recreated at another
+// hook. It is not for us to put that right, but nothing forbids another table beside it: at the same hook, a DROP in any table
+// is final, whatever the others say.
 
 package rules
 
@@ -11,10 +11,10 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/netfilter"
 )
 
-// ownTable is the nftables table that holds the rules then, in a chain called like iptables'. Cleanup deletes it.
+// ownTable is the nftables table that then holds the rules, in a chain with the same name as iptables'. Cleanup deletes it.
 const ownTable = "imds-guard"
 
-// lookOwn looks for the rules in our own table, forward being useless.
+// lookOwn looks for the rules in our own table, because forward has no effect.
 func (t *Table) lookOwn(forward kernelChain) seen {
 	words := forward.useless()
 	k, err := readKernel(t.forward.OwnKernel, t.family.Endpoint().Addr(), forward.want)
@@ -30,7 +30,7 @@ func (t *Table) lookOwn(forward kernelChain) seen {
 	return s
 }
 
-// repairOwn puts the rules into our own table. iptables can't: it knows its own tables only.
+// repairOwn puts the rules into our own table. iptables can't do that: it only knows its own tables.
 func (t *Table) repairOwn(s seen) error {
 	var rules []netfilter.NFTRule
 	for _, r := range s.want {

@@ -1,5 +1,5 @@
-// The reading of one line of `iptables -t filter -S FORWARD -v`, which is somebody else's text: whatever is not
-// understood is kept as such, so that Compare can take it for dangerous.
+// Parsing one line of `iptables -t filter -S FORWARD -v`, which may be anybody's text: what is not understood is kept as such,
+// so that Compare can treat it as dangerous.
 
 package rules
 
@@ -14,16 +14,16 @@ import (
 type Line struct {
 	// Text is the rule in iptables-save form, without counters.
 	Text string
-	// Rule is the part of the line that imds-guard's own rules consist of. Exact says that the line has no other part,
-	// so that it is a rule of ours if it equals one.
+	// Rule is the part of the line that our own rules consist of. Exact says that the line has no other part, so that it is one
+	// of our rules if it equals one.
 	Rule  Rule
 	Exact bool
 	// DestNot and InNot: the match is negated (`! -d`).
 	DestNot, InNot bool
-	// Odd: the matches can't be taken at their word, because iptables-nft prints some native nftables rules as
-	// something that they are not (netfilter.NFTRule). Set by the reader of the chain, never by ParseLine.
+	// Odd: the matches can't be trusted, because iptables-nft prints some native nftables rules as something that they are not
+	// (netfilter.NFTRule). Set by the reader of the chain, never by ParseLine.
 	Odd bool
-	// Jump: the target is a chain, whatever its name: nft allows one called DROP or LOG. Set as Odd is.
+	// Jump: the target is a chain, whatever its name; nft allows one called DROP or LOG. Set by the reader of the chain, too.
 	Jump bool
 	// Packets is the rule's packet counter.
 	Packets uint64
@@ -53,8 +53,8 @@ func ParseLine(text string) (Line, error) {
 	return l, nil
 }
 
-// splitAtCounters cuts a rule at `-c PACKETS BYTES`, which -v puts between the matches and the target. Of several it is the
-// last: the value of a match may look like one (`-m recent --name`), that of a target is quoted.
+// splitAtCounters splits a rule at `-c PACKETS BYTES`, which -v puts between the matches and the target. If there are several,
+// it is the last one: the value of a match may look like one (`-m recent --name`), but that of a target is quoted.
 func splitAtCounters(tokens []string) (matches []string, packets uint64, target []string, err error) {
 	for i := len(tokens) - 3; i >= 0; i-- {
 		if tokens[i] != "-c" {
@@ -70,7 +70,7 @@ func splitAtCounters(tokens []string) (matches []string, packets uint64, target 
 	return nil, 0, nil, fmt.Errorf("it has no counters")
 }
 
-// parseMatches fills in the matches that it knows and reports whether there were no others.
+// parseMatches fills in the matches that it knows and reports whether there are no others.
 func (l *Line) parseMatches(tokens []string) (exact bool) {
 	exact = true
 	for len(tokens) > 0 {
@@ -125,8 +125,8 @@ func (l *Line) parseTarget(tokens []string) (exact bool) {
 	return false
 }
 
-// parsePrefix takes an address, with or without a prefix length. A netmask that is no prefix (255.0.255.0, which
-// iptables allows) is an error.
+// parsePrefix parses an address, with or without a prefix length. A netmask that is not a prefix (255.0.255.0, which iptables
+// allows) is an error.
 func parsePrefix(s string) (netip.Prefix, error) {
 	if !strings.Contains(s, "/") {
 		a, err := netip.ParseAddr(s)
@@ -138,7 +138,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return netip.ParsePrefix(s)
 }
 
-// withoutCounters removes ` -c PACKETS BYTES` for showing the line to a person.
+// withoutCounters removes ` -c PACKETS BYTES` for showing the line to people.
 func withoutCounters(text string) string {
 	fields := strings.Fields(text)
 	for i := len(fields) - 3; i > 0; i-- {

@@ -1,7 +1,7 @@
-// What one run of the program leaves for the next, on this node and since it booted: the interface patterns that rules were
-// ever installed for, so that cleanup can undo all of it after the flags have changed (the rules themselves can't tell: they
-// carry no mark, and somebody else may have written one that looks the same for another interface); and the backend in
-// use, which nothing else may tell.
+// The record that one run of the program leaves for the next, on this node and since it booted: the interface patterns for
+// which rules were ever installed, so that cleanup can undo all of it after the flags have changed (the rules themselves carry
+// no mark, and somebody else may have written one that looks the same for another interface); and the backend in use, which
+// can't always be found out otherwise.
 
 package rules
 
@@ -21,14 +21,15 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/ifpattern"
 )
 
-// RecordDir is where records are kept. Like the rules, they end with the node's uptime.
+// RecordDir is where records are kept. Like the rules, they don't survive a reboot.
 const RecordDir = "/run/imds-guard"
 
-// Record is the record of one network namespace: the node's own, and that of a container in which somebody runs an agent as
-// well, may share /run.
+// Record is the record of one network namespace. The node's own and that of a container in which somebody runs another agent
+// may share /run.
 type Record struct{ dir string }
 
-// NewRecord is the record of the calling thread's network namespace, below a directory. Nothing is made or read yet.
+// NewRecord returns the record of the calling thread's network namespace, below a directory. It does not create or read
+// anything yet.
 func NewRecord(below string) (Record, error) {
 	var s unix.Stat_t
 	const namespace = "/proc/thread-self/ns/net"
@@ -41,7 +42,7 @@ func NewRecord(below string) (Record, error) {
 func (r Record) patternsFile() string { return filepath.Join(r.dir, "interface-patterns") }
 func (r Record) backendFile() string  { return filepath.Join(r.dir, "backend") }
 
-// Attempts is the file of those that the agent has counted, and Socket the socket by which it is asked.
+// Attempts is the file of the attempts that the agent has counted, and Socket the socket on which the agent answers.
 func (r Record) Attempts() string { return filepath.Join(r.dir, "attempts.json") }
 func (r Record) Socket() string   { return filepath.Join(r.dir, "agent.sock") }
 
@@ -88,7 +89,7 @@ func (r Record) read(file string) (string, error) {
 	return string(text), nil
 }
 
-// Patterns returns the recorded patterns, none if there is no record. What is not a pattern is left out: nothing may make
+// Patterns returns the recorded patterns, none if there is no record. Invalid ones are left out, so that nothing can make
 // cleanup touch a rule that imds-guard can't have written.
 func (r Record) Patterns() (patterns []ifpattern.Pattern, err error) {
 	text, err := r.read(r.patternsFile())
@@ -119,7 +120,7 @@ func (r Record) Forget() error {
 	return nil
 }
 
-// ForgetAttempts removes what the agent has counted, and the socket of one that was killed.
+// ForgetAttempts removes what the agent has counted, and the socket of an agent that was killed.
 func (r Record) ForgetAttempts() error {
 	for _, file := range []string{r.Attempts(), wholefile.Next(r.Attempts()), r.Socket()} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {

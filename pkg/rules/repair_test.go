@@ -148,7 +148,7 @@ func TestFirstLookOfAnEmptyChain(t *testing.T) {
 	}
 }
 
-// That nothing can be read now and then does not make anybody forget the inserts that are not recognised.
+// Unrecognised inserts are not forgotten because a reading fails now and then.
 func TestUnknownInBetweenBoundsNothing(t *testing.T) {
 	k := keep(t, NFT)
 	f := &flawed{fakeForward: k.fakeForward}
@@ -168,7 +168,7 @@ func TestUnknownInBetweenBoundsNothing(t *testing.T) {
 	}
 }
 
-// What is known to be not understood makes no doubt at each look, and a detail of what is wrong outweighs it.
+// What is known not to be understood does not cause a doubt at each look, and a detail about what is wrong outweighs it.
 func TestDistrustIsQuiet(t *testing.T) {
 	k := keep(t, NFT)
 	k.blind = true
@@ -183,7 +183,7 @@ func TestDistrustIsQuiet(t *testing.T) {
 	}
 }
 
-// A summary that can't be had says nothing of the chain, neither now nor at the look after.
+// A summary that is not available says nothing about the chain, neither now nor at the next look.
 func TestNoSummaryMakesNoDoubt(t *testing.T) {
 	k, f := keepFlawed(t, Legacy, policyOf(t, policy.Drop, "eni+"))
 	for _, err := range []error{errBroken, errBroken, nil, nil} {
@@ -194,7 +194,7 @@ func TestNoSummaryMakesNoDoubt(t *testing.T) {
 	}
 }
 
-// The kernel has ours, and iptables prints it with one match more: then it is not ours.
+// The kernel has our rule, but iptables prints it with one more match: then it is not ours.
 func TestIptablesPrintsMore(t *testing.T) {
 	k := keep(t, NFT)
 	k.repair()
@@ -349,7 +349,7 @@ func TestReplaceAll(t *testing.T) {
 	}
 }
 
-// A line of the form of ours above it may be another imds-guard's, and only then is that said.
+// A line that looks like ours above it may come from another imds-guard, and only then is that said.
 func TestTwin(t *testing.T) {
 	want := wanted(t, policy.Drop, "eni+")
 	for _, c := range []struct {

@@ -1,4 +1,4 @@
-// One rule, and which ones a policy wants.
+// The rules, and which ones a policy requires.
 
 package rules
 
@@ -10,17 +10,16 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/policy"
 )
 
-// The place of the rules. FORWARD, because a packet from a pod is forwarded by the node, and because a Service may have
-// the IPv6 endpoint as its backend: after DNAT such a packet crosses FORWARD with the endpoint's address, whereas
-// PREROUTING saw the Service's.
+// The place of the rules: FORWARD, because the node forwards pods' packets, and because a Service may have the IPv6 endpoint as
+// its backend. After DNAT such a packet crosses FORWARD with the endpoint's address, whereas PREROUTING saw the Service's.
 const (
 	tableName = "filter"
 	chainName = "FORWARD"
 )
 
-// Rule is one rule as imds-guard writes it. It is comparable: two rules are the same to the kernel exactly if they are
-// equal. It has no comment match, since that match may be missing on a fresh node (awslabs/amazon-eks-ami#2605) and since
-// `iptables -C FORWARD -i eni+ -d 169.254.169.254/32 -j DROP` typed by an admin has to find it.
+// Rule is one rule as imds-guard writes it. It is comparable: two rules are the same to the kernel exactly if they are equal.
+// It has no comment match, since that match may be missing on a fresh node (awslabs/amazon-eks-ami#2605), and since `iptables
+// -C FORWARD -i eni+ -d 169.254.169.254/32 -j DROP`, typed by an admin, has to find it.
 type Rule struct {
 	Dest       netip.Prefix
 	In         string // an ifpattern.Pattern's text
@@ -29,7 +28,7 @@ type Rule struct {
 	RejectWith string
 }
 
-// Args are the arguments that follow `iptables -I FORWARD 1`, in the order in which iptables prints them.
+// Args returns the arguments that follow `iptables -I FORWARD 1`, in the order in which iptables prints them.
 func (r Rule) Args() []string {
 	args := []string{"-d", r.Dest.String(), "-i", r.In}
 	if r.TCP {
@@ -42,7 +41,7 @@ func (r Rule) Args() []string {
 	return args
 }
 
-// String is the rule in iptables-save form.
+// String returns the rule in iptables-save form.
 func (r Rule) String() string { return "-A " + chainName + " " + strings.Join(r.Args(), " ") }
 
 // Desired returns the rules wanted for a family, in the order in which they belong at the top of FORWARD.
@@ -61,7 +60,7 @@ func Desired(f imds.Family, p policy.Policy) []Rule {
 	return rules
 }
 
-// icmpError is the error that REJECT sends by default; iptables always prints it, so it is always written.
+// icmpError returns the error that REJECT sends by default; iptables always prints it, so it is always written.
 func icmpError(f imds.Family) string {
 	if f == imds.IPv6 {
 		return "icmp6-port-unreachable"

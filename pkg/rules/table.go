@@ -1,4 +1,4 @@
-// One family's rules, kept at the top of FORWARD: the look, and the repair of what it found.
+// One family's rules, kept at the top of FORWARD: looking, and repairing what the look found.
 
 package rules
 
@@ -18,10 +18,10 @@ import (
 // LayerName is the name of this way of enforcing, as a metric label.
 const LayerName = "iptables"
 
-// Table is the layer of one family. It touches no rule that is not one of the wanted ones.
+// Table is the layer of one family. It only touches rules that are wanted ones.
 //
-// It remembers of earlier looks only what no single one can tell: the wanted rules as the kernel wrote them, so that they can
-// be put back without a command; and what keeps a wrong reading from causing inserts without bound (see inserts).
+// It remembers from earlier looks only what a single look can't tell: the wanted rules in the kernel's format, so that they
+// can be put back without a command; and what keeps a wrong reading from causing unlimited inserts (see inserts).
 type Table struct {
 	family  imds.Family
 	forward forward
@@ -29,15 +29,15 @@ type Table struct {
 	backend Backend // of the last look
 	// known are the wanted rules as nftables had them when iptables and the kernel agreed that they were right.
 	known map[Rule]netfilter.NFTRule
-	// distrusted: iptables showed a rule of ours that was not recognised in the kernel's list. Until the two agree again,
-	// that list is not followed where it lacks one.
+	// distrusted: iptables showed one of our rules that was not recognised in the kernel's list. Until the two agree again, a
+	// rule missing from that list is not taken to be missing.
 	distrusted bool
-	// harmless is the kernel's list as it was when iptables last showed what stands above ours, and that it is harmless.
+	// harmless is the kernel's list from when iptables last showed that what is above our rules is harmless.
 	harmless kernelChain
 	listed   legacyListing // the last one
 	inserts  inserts
 	blocked  blocked
-	// unchosen: the last look did not choose the backend anew.
+	// unchosen: the last look did not choose the backend again.
 	unchosen bool
 }
 
@@ -59,13 +59,13 @@ type seen struct {
 	backend Backend
 	want    []Rule
 	missing []Rule
-	// copies of each wanted rule as iptables prints them; nil if it did not.
+	// copies has the number of copies of each wanted rule in iptables' listing; nil if there was none.
 	copies map[Rule]int
 	// kernel is set for nft.
 	kernel kernelChain
-	// own: the rules are in the table of our own, or have to go there.
+	// own: the rules are in our own table, or have to go there.
 	own bool
-	// direct: iptables can't be asked to move the rules, because it can't list the chain or takes other rules for ours.
+	// direct: iptables can't be used to move the rules, because it can't list the chain or mistakes other rules for ours.
 	direct bool
 	named  map[string]bool // see inserts.read
 }
@@ -74,8 +74,8 @@ type seen struct {
 func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 	want := Desired(t.family, p)
 	var s seen
-	// What the kernel has lost is put back before the backend is chosen anew, which takes longer than this reading and the
-	// putting back together.
+	// Rules that the kernel has lost are put back before the backend is chosen again, which takes longer than this reading and
+	// the putting back together.
 	kernel, err := t.readNFT(want)
 	putBack := err == nil && !t.unchosen && t.follows(kernel) && t.canPutBack(kernel.missing())
 	if t.unchosen = putBack; !putBack && t.choose() {
@@ -102,7 +102,8 @@ func (t *Table) Look(p policy.Policy, doubt func(why string)) layer.Finding {
 	}}
 }
 
-// choose chooses the backend anew, and reports whether it is another now. What is known of one says nothing of another.
+// choose chooses the backend again, and reports whether it has changed. What is known of one backend says nothing about
+// another.
 func (t *Table) choose() (changed bool) {
 	backend := t.forward.Backend()
 	if backend == t.backend {
@@ -112,7 +113,7 @@ func (t *Table) choose() (changed bool) {
 	return true
 }
 
-// readNFT reads the kernel's list, which says nothing unless nft is the backend in use.
+// readNFT reads the kernel's list, which means nothing unless nft is the backend in use.
 func (t *Table) readNFT(want []Rule) (kernelChain, error) {
 	if t.backend != NFT {
 		return kernelChain{}, nil
@@ -120,20 +121,20 @@ func (t *Table) readNFT(want []Rule) (kernelChain, error) {
 	return readKernel(t.forward.Kernel, t.family.Endpoint().Addr(), want)
 }
 
-// canPutBack reports whether rules are missing, and all that are missing are known as the kernel had them.
+// canPutBack reports whether rules are missing and all of the missing ones are known in the kernel's format.
 func (t *Table) canPutBack(missing []Rule) bool {
 	unknown := func(r Rule) bool { _, known := t.known[r]; return !known }
 	return len(missing) > 0 && !t.distrusted && !slices.ContainsFunc(missing, unknown)
 }
 
-// follows reports whether the kernel's list is followed where it lacks a rule. After an insert that may not have been
-// recognised, iptables has its say first: should it show what that list seems to lack, the list is not understood, and must
-// not be followed into another insert.
+// follows reports whether the kernel's list is trusted when it lacks a rule. After an insert that may not have been recognised,
+// iptables is consulted first: if it shows what the list seems to lack, the list is not understood, and must not lead to
+// another insert.
 func (t *Table) follows(k kernelChain) bool {
 	return !t.distrusted && !t.inserts.open() && k.useless() == ""
 }
 
-// present are the wanted rules that were read back.
+// present returns the wanted rules that were read back.
 func (s seen) present() (texts []string) {
 	for _, r := range s.want {
 		if s.copies[r] > 0 || len(s.kernel.copies[r]) > 0 {
@@ -150,14 +151,14 @@ func (t *Table) unreadable(err error) seen {
 	return seen{state: layer.Unknown, detail: err.Error(), err: err}
 }
 
-// lookTries is how often the kernel and iptables are asked anew because somebody has written in between.
+// lookTries is how often to ask the kernel and iptables again because the chain was changed in between.
 const lookTries = 3
 
-// lookNFT goes by the kernel's list first: iptables-nft omits or misprints rules that it did not write, and after somebody has
-// deleted rules its exit waits for the kernel (see netfilter.NFT), which would hold up putting them back. What iptables prints
-// then says what other rules are, and has to agree about ours.
+// lookNFT goes by the kernel's list first: iptables-nft omits or misprints rules that it did not write and, after rules were
+// deleted, it waits for the kernel before it exits (see netfilter.NFT), which would delay putting them back. iptables' listing
+// then says what the other rules are, and has to agree about ours.
 func (t *Table) lookNFT(kernel kernelChain, err error, doubt func(string)) seen {
-	var why error // iptables has no say
+	var why error // why iptables' listing is not used
 	for range lookTries {
 		switch {
 		case err != nil:
@@ -174,7 +175,7 @@ func (t *Table) lookNFT(kernel kernelChain, err error, doubt func(string)) seen 
 		case kernel.Length > maxListed:
 			return t.byKernel(kernel, fmt.Errorf("%s has more than %d rules", chainName, maxListed))
 		case kernel.Incomplete:
-			return t.byKernel(kernel, errors.New("somebody writes all the time"))
+			return t.byKernel(kernel, errors.New("rules keep changing"))
 		}
 		var chain Chain
 		before := kernel
@@ -185,7 +186,7 @@ func (t *Table) lookNFT(kernel kernelChain, err error, doubt func(string)) seen 
 		if before.sameAs(kernel) && len(chain.Lines) == kernel.Length && kernel.shows(chain, kernel.want) {
 			return t.agreed(chain, kernel)
 		}
-		why = errors.New("somebody writes all the time")
+		why = errors.New("rules keep changing")
 	}
 	switch {
 	case err != nil:
@@ -208,19 +209,19 @@ func (t *Table) byKernel(k kernelChain, why error) seen {
 	return s
 }
 
-// agreed judges by what iptables printed, the kernel's list having stayed the same meanwhile.
+// agreed judges by iptables' listing, given that the kernel's list stayed the same meanwhile.
 func (t *Table) agreed(chain Chain, k kernelChain) seen {
 	t.distrusted = false
 	chain.mark(k)
-	// What iptables prints as something else is not ours, whatever it looks like in the kernel. Should that be a mistake, the
-	// bound on inserts ends it.
+	// A rule that iptables prints as something else is not ours, whatever it looks like in the kernel. If that is a mistake,
+	// the limit on inserts ends it.
 	for r, copies := range k.copies {
 		shown := slices.DeleteFunc(copies, func(c netfilter.NFTRule) bool {
 			l := chain.Lines[c.Position]
 			return !l.Exact || l.Rule != r
 		})
 		if len(shown) == 0 {
-			delete(t.known, r) // or it would be put back without a command
+			delete(t.known, r) // so that it is not put back without a command
 		}
 		k.copies[r] = shown
 	}
@@ -255,7 +256,7 @@ func (t *Table) agreed(chain Chain, k kernelChain) seen {
 
 // lookLegacy goes by iptables, which shows every rule that a legacy table can have.
 func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
-	// Listing a table would load it, and looking must change nothing. One that is not loaded has no rules.
+	// Listing a table would load it, and a look must change nothing. A table that is not loaded has no rules.
 	info, loaded, err := t.forward.Summary()
 	if err == nil && !loaded {
 		if detail, yes := unsupported(t.family, nil); yes {
@@ -284,9 +285,9 @@ func (t *Table) lookLegacy(want []Rule, doubt func(string)) seen {
 	return s
 }
 
-// Repair implements guard.Layer. It puts the wanted rules at the top, once each: what is missing as the kernel had it or else
-// by an insert, all else by one transaction that never leaves a moment without a rule that is there. If a rule that it
-// deletes is gone by then, the transaction does nothing and fails; the next look will tell.
+// Repair implements guard.Layer. It puts the wanted rules at the top, once each: missing ones as the kernel had them or else
+// with an insert, everything else in one transaction, so that an existing rule is in force at every moment. If a rule that it
+// deletes is already gone, the transaction fails and does nothing; the next look will find out.
 func (t *Table) Repair(_ policy.Policy, f layer.Finding) error {
 	s, ok := f.Plan.(seen)
 	switch {
@@ -304,7 +305,7 @@ func (t *Table) Repair(_ policy.Policy, f layer.Finding) error {
 	return t.move(s)
 }
 
-// putBack puts back what the kernel has lost, as the kernel had it, and reports whether that did.
+// putBack puts back what the kernel has lost, in the form the kernel had it, and reports whether that worked.
 func (t *Table) putBack(s seen) bool {
 	if !t.canPutBack(s.missing) {
 		return false
@@ -317,13 +318,13 @@ func (t *Table) putBack(s seen) bool {
 	return t.forward.Replace(rules, nil) == nil
 }
 
-// insert inserts what is missing by commands.
+// insert inserts missing rules with commands.
 func (t *Table) insert(s seen) error {
 	t.inserts.made(len(s.missing), true)
 	if s.copies != nil && !s.direct && len(s.want) > 1 {
 		return t.move(s)
 	}
-	// -I works in a chain that iptables can't list, too. The last one inserted is the first in the chain.
+	// -I also works in a chain that iptables can't list. The last rule inserted is the first in the chain.
 	for _, r := range slices.Backward(s.missing) {
 		if err := t.forward.Insert(s.backend, r); err != nil {
 			return err
@@ -332,7 +333,7 @@ func (t *Table) insert(s seen) error {
 	return nil
 }
 
-// move lets iptables move the rules.
+// move uses iptables to move the rules.
 func (t *Table) move(s seen) error {
 	err := t.forward.Move(s.backend, s.copies, s.want)
 	if err == nil {
@@ -341,7 +342,7 @@ func (t *Table) move(s seen) error {
 	return err
 }
 
-// moveDirectly moves the rules that the kernel has, by their handles.
+// moveDirectly moves the rules in the kernel, by their handles.
 func (t *Table) moveDirectly(s seen) error {
 	var top []netfilter.NFTRule
 	for _, r := range s.want {
@@ -354,7 +355,7 @@ func (t *Table) moveDirectly(s seen) error {
 	return err
 }
 
-// replaceAll is forward.Replace for any number of deletions: what has to be at the top is there after the first transaction.
+// replaceAll is forward.Replace for any number of deletions. The rules for the top are there after the first transaction.
 func replaceAll(replace func([]netfilter.NFTRule, []uint64) error, top []netfilter.NFTRule, remove []uint64) error {
 	first := min(len(remove), netfilter.MaxDeleted)
 	if err := replace(top, remove[:first]); err != nil {

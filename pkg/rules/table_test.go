@@ -172,7 +172,7 @@ func TestNativeRulesAbove(t *testing.T) {
 	}
 }
 
-// Somebody flushes and restores more rules than before each time, some of which name the endpoint: that is no bad reading.
+// Something flushes and restores ever more rules, some of which name the endpoint: that is not a wrong reading.
 func TestGrowingRestoreIsAFight(t *testing.T) {
 	for _, b := range backends {
 		for _, foreign := range []string{"-s 10.0.0.1/32 -j ACCEPT", "-d 169.254.169.254/32 -j ACCEPT"} {
@@ -318,7 +318,8 @@ func TestOwnTableDoesNotGrow(t *testing.T) {
 	}
 }
 
-// The kernel's list is not understood, iptables shows the rule: iptables has the word, that is said, and it ends.
+// The kernel's list is not understood, but iptables shows the rule: then iptables decides, the detail says so, and inserting
+// ends.
 func TestDistrustOfTheKernelsList(t *testing.T) {
 	k := keep(t, NFT)
 	k.blind = true
@@ -449,7 +450,7 @@ func TestLongChainIsNotListed(t *testing.T) {
 	}
 }
 
-// A FORWARD that somebody put to sleep or made anew, so that what is in it does nothing: the rules go into a table of our own.
+// A FORWARD that was made dormant, or recreated so that its rules have no effect: the rules go into our own table.
 func TestUselessChain(t *testing.T) {
 	for _, c := range []struct {
 		name, kind string

@@ -1,4 +1,4 @@
-// The bound on the time of a command, for which go-iptables has no means.
+// Limiting the time of a command, which go-iptables can't do.
 
 package rules
 
@@ -16,13 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killAgain is the pause between two attempts to end a command that did not end: it may have started others meanwhile.
+// killAgain is the pause between two attempts to kill a hung command, which may have started other processes meanwhile.
 const killAgain = 100 * time.Millisecond
 
-// limited runs f, which runs commands, and kills those that still run after d. go-iptables takes no context and hides the
+// limited runs f, which runs commands, and kills those still running after d. go-iptables takes no context and hides the
 // process; but a process is the child of the thread that made it (fork(2); proc(5), /proc/PID/task/TID/children), and f has
-// this one to itself. So no command of another keeper is hit, nor one that client-go has started: what the thread had made
-// for others before is left alone.
+// this thread to itself. So it never hits another keeper's command, or one that client-go has started: children that the thread
+// already had are left alone.
 func limited(d time.Duration, f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -50,12 +50,12 @@ func limited(d time.Duration, f func() error) error {
 	err := f()
 	close(done)
 	if !timer.Stop() {
-		<-ended // the thread is somebody else's from now on
+		<-ended // from now on others may use the thread
 	}
 	switch {
 	case !killed.Load():
 		return err
-	case err == nil: // a shell whose child was killed first may still end well, with half of its output
+	case err == nil: // a shell whose child was killed first may still exit with 0, and half of its output
 		return fmt.Errorf("%w after %s", errHung, d)
 	}
 	return fmt.Errorf("%w after %s: %w", errHung, d, err)
@@ -75,10 +75,10 @@ func childrenOf(thread string) (pids []int) {
 	return pids
 }
 
-// killTree kills a process with every descendant. One of them may hold the pipe on which the command's output is awaited, so
-// that killing the command alone would not end the wait.
+// killTree kills a process and all its descendants. One of them may hold the pipe from which the command's output is read, so
+// killing the command alone would not end the wait.
 func killTree(pid int) {
-	// Until its parent has waited for it, no other process can have its number; the handle makes that last.
+	// No other process can have this number until the parent has waited for the child; the handle makes that last.
 	handle, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return

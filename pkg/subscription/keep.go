@@ -1,4 +1,4 @@
-// Package subscription keeps a subscription going that the kernel, or the library, may end at any time.
+// Package subscription keeps up a subscription that the kernel, or the library, may end at any time.
 package subscription
 
 import (
@@ -6,15 +6,16 @@ import (
 	"time"
 )
 
-// The pause before subscribing again doubles from minPause to maxPause, and starts over after a subscription that lasted:
-// one that breaks at once, for ever, must burn neither the node nor the log.
+// The pause before subscribing again doubles from minPause to maxPause, and is reset after a subscription that lasted: one that
+// keeps breaking at once must not waste CPU time or flood the log.
 const (
 	minPause = 100 * time.Millisecond
 	maxPause = 30 * time.Second
 	lasting  = time.Minute
 )
 
-// Keep calls follow, and again whenever it returns, until ctx ends. Each time lost is called with the error that it returned.
+// Keep calls follow, and calls it again whenever it returns, until ctx ends. Each time it calls lost with the error that follow
+// returned.
 func Keep(ctx context.Context, follow func(context.Context) error, lost func(error)) {
 	pause := minPause
 	for {

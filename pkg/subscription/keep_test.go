@@ -64,7 +64,7 @@ func TestPauseStartsOver(t *testing.T) {
 	})
 }
 
-// The end of the context ends a pause at once, and a subscription that ends by it is no loss.
+// The end of the context ends a pause at once, and a subscription that ends because of it is not a loss.
 func TestKeepEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -13,20 +13,20 @@ import (
 )
 
 // buffer is the receive buffer of a subscription in bytes. A restore of 50,000 nftables rules overflows the default (208 KiB)
-// and not 1 MiB; memory is used only while messages wait.
+// but not 1 MiB; memory is used only while messages wait.
 const buffer = 4 << 20
 
-// Source is what is subscribed to, and who is told.
+// Source is what to subscribe to, and whom to tell.
 type Source struct {
 	Protocol int // NETLINK_…
 	Groups   []uint
-	// Begun is called once, when nothing that happens from then on can be missed.
+	// Begun is called once, as soon as nothing that happens from then on can be missed.
 	Begun func()
 	// Message is called with every notification. Its bytes are valid only until it returns.
 	Message func(syscall.NetlinkMessage)
 }
 
-// Follow subscribes, and passes on what it receives until ctx ends, or something goes wrong: ENOBUFS, or a broken socket.
+// Follow subscribes, and passes on what it receives until ctx ends or something goes wrong: ENOBUFS, or a broken socket.
 func Follow(ctx context.Context, from Source) error {
 	s, err := nl.Subscribe(from.Protocol, from.Groups...)
 	if err != nil {

@@ -29,7 +29,7 @@ func own(namespace, name, uid, kind, controller string) corev1.Pod {
 	return p
 }
 
-// askingNode is a node with all layers and a stand-in for the API. flags are those for the agent, but for its mode.
+// askingNode returns a node with all layers and a stand-in for the API. flags are the agent's, except for its mode.
 func askingNode(t *testing.T) (n *node, s *api, flags []string) {
 	t.Helper()
 	n, extra := threeLayers(t)
@@ -59,8 +59,8 @@ func rows(r report.Node) (list []string) {
 	return list
 }
 
-// In audit mode nothing is blocked, and everybody who would be is told of; a rule that an admin has put there stays. Enforcing is one
-// restart away, without a gap once the node is protected, and back leaves nothing of it.
+// In audit mode nothing is blocked, and everyone who would be is reported; a rule that an admin put there stays. Enforcing is
+// one restart away, without a gap once the node is protected, and going back leaves nothing of it behind.
 func TestAuditMode(t *testing.T) {
 	t.Parallel()
 	n, s, flags := askingNode(t)
@@ -74,7 +74,7 @@ func TestAuditMode(t *testing.T) {
 	if got := n.forward(v); got[0] != v.ours() {
 		t.Errorf("the admin's rule went: %q", got)
 	}
-	const blocks = "rules like those of imds-guard are in FORWARD (iptables ipv4) and block pods in audit mode, too"
+	const blocks = "rules like those of imds-guard are in FORWARD (iptables ipv4) and block pods even in audit mode"
 	if _, stdout, _ := n.guard(append([]string{"check", "--mode", "audit"}, flags...)...); !strings.Contains(stdout, blocks) {
 		t.Errorf("check says nothing of the admin's rule:\n%s", stdout)
 	}
@@ -160,8 +160,8 @@ func TestAuditMode(t *testing.T) {
 	}
 }
 
-// A pod is told from others by its cgroup's UID, whatever its class, its container or its controller; also if it lives for a moment, is
-// in the node's network, or is named only when the API server is back.
+// A pod is identified by the UID in its cgroup's name, whatever its class, container or controller; also if it lives only for a
+// moment, uses hostNetwork, or gets its name only when the API server is back.
 func TestWhoAsks(t *testing.T) {
 	t.Parallel()
 	n, s, flags := askingNode(t)
@@ -213,7 +213,7 @@ func TestWhoAsks(t *testing.T) {
 		}
 		return true
 	})
-	if lines := a.log.Count("and is refused", "namespace=shop"); lines != 6 {
+	if lines := a.log.Count("and was refused", "namespace=shop"); lines != 6 {
 		t.Errorf("the log has %d lines", lines)
 	}
 
@@ -311,12 +311,12 @@ func TestReportSocket(t *testing.T) {
 			t.Errorf("report -o %s ends with %d: %s%s", output, code, stdout, stderr)
 		}
 	}
-	if code, _, stderr := n.guard("report", "-o", "xml"); code != 2 || !strings.Contains(stderr, `--output: "xml" is none; use text, json or yaml`) {
+	if code, _, stderr := n.guard("report", "-o", "xml"); code != 2 || !strings.Contains(stderr, `--output: "xml" is not valid; use text, json or yaml`) {
 		t.Errorf("report -o xml ends with %d: %s", code, stderr)
 	}
 }
 
-// With --attribution=off no pod is asked for, named or told of.
+// With --attribution=off no pod is looked up, named or reported.
 func TestAttributionOff(t *testing.T) {
 	t.Parallel()
 	n, s, flags := askingNode(t)
@@ -343,7 +343,7 @@ func TestAttributionOff(t *testing.T) {
 	}
 }
 
-// Where the layer of sockets can't be put into audit mode, programs that refuse sockets go.
+// Where the layer of sockets can't be switched to audit mode, programs that refuse sockets are removed.
 func TestAuditModeWithoutSockets(t *testing.T) {
 	t.Parallel()
 	n, _, flags := askingNode(t)
@@ -356,12 +356,12 @@ func TestAuditModeWithoutSockets(t *testing.T) {
 	flags = append(flags, "--mode", "audit", "--pods-cgroup", "/sys/fs/cgroup/nowhere")
 	a = n.startReady(flags...)
 	eventually(t, "nothing is blocked", func() bool { return allAre(n.calls(n.pod.Namespace), "sent") && n.served(variants[0]) })
-	if r := n.report(); !strings.Contains(r.Incomplete, "attempts of ipv4 may be missing: the layer is unknown") || r.Protected {
+	if r := n.report(); !strings.Contains(r.Incomplete, "ipv4 attempts may be missing: the cgroup layer is unknown") || r.Protected {
 		t.Errorf("the report: %+v", r)
 	}
 }
 
-// The report says what check says: a pod behind an interface that nothing covers makes a node unprotected.
+// The report agrees with check: a pod behind an interface that nothing covers makes a node unprotected.
 func TestReportOfAnUncoveredInterface(t *testing.T) {
 	t.Parallel()
 	n, _, flags := askingNode(t)

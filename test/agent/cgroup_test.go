@@ -38,8 +38,8 @@ func allAre(results []string, want string) bool {
 	return !slices.ContainsFunc(results, func(s string) bool { return s != want })
 }
 
-// Sockets are refused at once, also where packets would never come to FORWARD, and after the agent's end; cleanup gives
-// everything back. What is lost is put back and counted; it is no outage, since packets are stopped by others.
+// Sockets are refused at once, also where packets would never reach FORWARD, and after the agent has exited; cleanup undoes all
+// of it. What is lost is put back and counted; that is not an outage, since other layers stop packets.
 func TestSockets(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
@@ -93,13 +93,13 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// A node with a way past FORWARD is not protected by what stops packets there, however many layers do; nor while nobody can be
-// refused a socket.
+// A node with a way past FORWARD is not protected by the layers that stop packets there, however many there are; nor while
+// sockets can't be refused.
 func TestPastForward(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
 	n.sh("NETNS=%s; %s", n.pod.Path(), macvlan)
-	way := "past FORWARD (macvlan: interface mv0 of the pod behind " + n.pod.Ifname + ")"
+	way := "bypass FORWARD (macvlan: interface mv0 of the pod behind " + n.pod.Ifname + ")"
 	checks := func(code int, want ...string) {
 		t.Helper()
 		got, stdout, stderr := n.guard(append([]string{"check"}, extra...)...)
@@ -110,7 +110,7 @@ func TestPastForward(t *testing.T) {
 		}
 	}
 	a := n.startReady(append(extra, "--resync-period", "200ms")...)
-	checks(0, way, "no raw frames (AF_PACKET)")
+	checks(0, way, "raw frames (AF_PACKET) are not stopped")
 	// Now the layer can't be read any more, be it in force or not. (At one stroke: between two umounts the agent has repaired the
 	// layer in a bpffs below, and that one was busy then.)
 	n.sh("mount -t tmpfs none /sys/fs/bpf")
@@ -144,7 +144,7 @@ func TestProbeWithoutSockets(t *testing.T) {
 	}
 }
 
-// A node without cgroup v2 can't have the layer. That is said once, and degrades nothing.
+// A node without cgroup v2 does not support the layer. That is logged once, and degrades nothing.
 func TestNoCgroup2(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -158,7 +158,7 @@ func TestNoCgroup2(t *testing.T) {
 	eventually(t, "what the node can't have degrades nothing", func() bool {
 		return a.metric("imds_guard_degraded") == 0 && a.metric("imds_guard_protected") == 1
 	})
-	if got := a.log.Count("can't have this layer", "layer=cgroup", "family=ipv6", "no cgroup v2 is mounted"); got != 1 {
+	if got := a.log.Count("does not support the layer", "layer=cgroup", "family=ipv6", "no cgroup v2 is mounted"); got != 1 {
 		t.Errorf("%d lines say so", got)
 	}
 }

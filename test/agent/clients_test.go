@@ -27,7 +27,7 @@ type client struct {
 
 func (c client) workload() string { return c.namespace + "/" + c.kind + "/" + c.name }
 
-// What tells one advice from another.
+// Phrases by which the pieces of advice are told apart.
 const (
 	giveRole   = "EKS Pod Identity or IRSA"
 	setRegion  = "AWS_REGION"
@@ -60,7 +60,7 @@ print(c.access_key, c.secret_key, c.token)'`
 	advised = ownKeys + "AWS_REGION=eu-west-1 AWS_EC2_METADATA_DISABLED=true "
 )
 
-// clients are those of 30 pods, 8 of which ask.
+// clients are the clients of 30 pods, 8 of which ask.
 func clients(sdk string) []client {
 	return []client{
 		{"shop", "Deployment", "web", 1, curl + imds4 + credentials, testnode.SecretAccessKey,

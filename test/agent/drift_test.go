@@ -100,7 +100,7 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// A start on a node as it is found: others' rules stay byte for byte, through start, drift, stop and cleanup.
+// A start on a realistic node: foreign rules stay byte for byte, through start, drift, stop and cleanup.
 func TestForeignRulesStay(t *testing.T) {
 	t.Parallel()
 	for _, v := range variants {
@@ -138,7 +138,7 @@ func TestForeignRulesStay(t *testing.T) {
 	}
 }
 
-// What user data has put there is taken over where it stands, not doubled and not replaced.
+// A rule that user data inserted is taken over in place, neither doubled nor replaced.
 func TestAdoptsTheRuleOfUserData(t *testing.T) {
 	t.Parallel()
 	for _, v := range variants {
@@ -163,7 +163,7 @@ func TestAdoptsTheRuleOfUserData(t *testing.T) {
 	}
 }
 
-// A neighbour that returns to the top for ever: visible in a metric and one log line, while the node does not burn.
+// A neighbour that returns to the top forever shows in a metric and one log line, without using up the node's CPU.
 func TestFightOverTheTop(t *testing.T) {
 	t.Parallel()
 	for _, v := range variants[:1] {
@@ -182,7 +182,7 @@ func TestFightOverTheTop(t *testing.T) {
 		stop()
 		_ = fight.Wait()
 		eventually(t, "the rule is on top after the fight", func() bool { return n.onTop(v) && a.ready() })
-		if lines := a.log.Count("somebody keeps undoing the repairs", "family="+string(v.family)); lines != 1 {
+		if lines := a.log.Count("something keeps undoing the repairs", "family="+string(v.family)); lines != 1 {
 			t.Errorf("%d log lines say that there is a fight", lines)
 		}
 		if lines := a.log.Count("level=WARN", "rules drifted", "family="+string(v.family)); lines > 6 {
@@ -228,7 +228,7 @@ func TestOpenConnectionIsCut(t *testing.T) {
 	}
 }
 
-// Both verdicts stop pods, on every family and backend at once, and nobody else.
+// Both verdicts stop pods, in every family and backend at once, and nobody else.
 func TestWhoIsBlocked(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []rules.Backend{rules.NFT, rules.Legacy} {

@@ -1,4 +1,4 @@
-// What was found by trying to break the guard: each test is of a fault that once was there.
+// Faults found by trying to break the guard: each test reproduces one that once existed.
 
 package agent
 
@@ -107,7 +107,7 @@ func TestHangingCommandOfOneFamily(t *testing.T) {
 	}
 }
 
-// At the first hang already, what has changed is unknown: not when the command is killed at last.
+// What has changed is unknown from the first hang on, and not only once the command is killed.
 func TestHangIsUnknownAtOnce(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -149,8 +149,8 @@ func TestHangingCommandIsEnded(t *testing.T) {
 	}
 }
 
-// The lock is held, and somebody with another lock file writes: what the summary of the table shows counts before the lock
-// is free, or waiting for it has ended.
+// The lock is held, and something with another lock file writes: what the table's summary shows counts before the lock is free,
+// or the wait for it is over.
 func TestLegacyWriterWithAnotherLock(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -176,8 +176,8 @@ func TestLegacyWriterWithAnotherLock(t *testing.T) {
 	})
 }
 
-// Thousands of rules in FORWARD, and somebody who writes all the time in another table: the state is never unknown, and an
-// ACCEPT on top is answered.
+// Thousands of rules in FORWARD, and constant writes to another table: the state is never unknown, and an ACCEPT on top is
+// repaired.
 func TestLongForwardWithChurn(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -218,7 +218,7 @@ func TestHintBehindAHeldLock(t *testing.T) {
 	}
 }
 
-// check goes by the backend that the agent has chosen, where nothing else tells.
+// check uses the backend that the agent chose, where nothing else decides.
 func TestCheckUsesTheAgentsBackend(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -235,7 +235,7 @@ func TestCheckUsesTheAgentsBackend(t *testing.T) {
 	}
 }
 
-// Following the kubelet to another backend is no drift.
+// Following the kubelet to another backend does not count as drift.
 func TestFollowingTheKubeletIsNoDrift(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -254,7 +254,7 @@ func TestFollowingTheKubeletIsNoDrift(t *testing.T) {
 	}
 }
 
-// In another network namespace than the node's, the agent lives, guards nothing, and says why.
+// In a network namespace other than the node's, the agent stays up, guards nothing, and says why.
 func TestWrongNetworkNamespace(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -287,8 +287,8 @@ func TestWrongNetworkNamespace(t *testing.T) {
 	n.mustBeBlocked(variants[0])
 }
 
-// A pod's interface that carries a default route of a table of its own, as egress gateways have it, is still a pod's; and a
-// tunnel is named as a way in, without an alert.
+// A pod's interface that has a default route in a table of its own, as with egress gateways, still counts as a pod's; and a
+// tunnel is reported as a way in, without an alert.
 func TestEgressGatewayAndTunnel(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -307,7 +307,7 @@ func TestEgressGatewayAndTunnel(t *testing.T) {
 		t.Error("the tunnel is counted as an interface of a pod")
 	}
 	code, stdout, _ = n.guard("check", "--interface", "gw0")
-	if code != 0 || !strings.Contains(stdout, "flannel.1: a tunnel is a way in") {
+	if code != 0 || !strings.Contains(stdout, "flannel.1: packets that a pod sends to the node inside this tunnel") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 }
@@ -321,7 +321,7 @@ func TestCheckSuggestsWhatIsAccepted(t *testing.T) {
 		n.sh(`ip netns add odd%d; ip link add "%s" type veth peer name peer netns odd%d`, i, name, i)
 	}
 	code, stdout, _ := n.guard("check")
-	if code != 1 || strings.Count(stdout, "no --interface value can name it") != 4 || strings.Contains(stdout, "add --interface") {
+	if code != 1 || strings.Count(stdout, "no --interface value can match it") != 4 || strings.Contains(stdout, "add --interface") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 }
@@ -364,7 +364,7 @@ func TestCleanupBesideAnAgentElsewhere(t *testing.T) {
 	}
 }
 
-// With few open files allowed, the agent raises the limit or ends: it does not live without rules.
+// If few open files are allowed, the agent raises the limit or exits: it does not stay up without rules.
 func TestFewOpenFiles(t *testing.T) {
 	t.Parallel()
 	for limit := 6; limit <= 14; limit += 2 {

@@ -16,8 +16,8 @@ func podCgroup(uid string) string {
 	return "burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(uid, "-", "_") + ".slice/container"
 }
 
-// Pods in the node's network come and go. Those of the namespaces that are let through are served, others are refused and named; and
-// so they stay while the API server is away, and when the agent has been killed.
+// hostNetwork pods come and go. Those in the namespaces that are let through are served; others are refused and named. That
+// stays so while the API server is away, and after the agent was killed.
 func TestHostNetworkPods(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
@@ -39,13 +39,13 @@ func TestHostNetworkPods(t *testing.T) {
 		t.Errorf("before the API server has answered, a pod in the node's network is served with %s", got)
 	}
 	code, stdout, _ := n.guard(append([]string{"check", "--host-network-pods", "block"}, extra...)...)
-	if code != 0 || !strings.Contains(stdout, "which of them are to be is not known yet") {
+	if code != 0 || !strings.Contains(stdout, "it is not known yet which of them should be") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 	s.listen()
 	eventually(t, "then it is refused", func() bool { return calls(podUID(0)) == "EPERM" })
 	eventually(t, "and named", func() bool {
-		return a.log.Count("and is refused", "namespace=default", "pod=old", "hostNetwork=true", "uid="+podUID(0)) == 1
+		return a.log.Count("and was refused", "namespace=default", "pod=old", "hostNetwork=true", "uid="+podUID(0)) == 1
 	})
 
 	for i := 1; i <= 100; i++ {
@@ -98,13 +98,13 @@ func TestHostNetworkPods(t *testing.T) {
 	eventually(t, "with audit all are served", func() bool { return calls(refused) == "sent" })
 }
 
-// Without the API nobody can tell one from another.
+// Without the API, hostNetwork pods can't be told apart.
 func TestHostNetworkPodsAlone(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
 	audited := n.startReady(append(extra, "--host-network-pods", "audit", "--resync-period", "200ms")...)
 	eventually(t, "who would be refused is named", func() bool {
-		return allAre(n.calls(n.Host()), "sent") && audited.log.Count("and would be refused", `pod=""`) == 1
+		return allAre(n.calls(n.Host()), "sent") && audited.log.Count("and would have been refused", `pod=""`) == 1
 	})
 	audited.kill()
 	n.startReady(append(extra, "--host-network-pods", "block")...)

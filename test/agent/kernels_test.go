@@ -72,8 +72,8 @@ func TestBypassPathsOfTheKernel(t *testing.T) {
 	}, bypassed)
 }
 
-// A connection that a flowtable has taken comes neither to routing nor to FORWARD any more. iptables' rules don't stop it. The route
-// layer's coming does: the flow's route is out of date then, and the kernel lets go of it (nf_flow_dst_check).
+// A connection offloaded to a flowtable no longer passes routing or FORWARD, so iptables' rules don't stop it. Installing the
+// route layer does: it makes the flow's route out of date, and the kernel drops the flow (nf_flow_dst_check).
 func TestOffloadedFlow(t *testing.T) {
 	for layers, goesOn := range map[string]bool{rules.LayerName: true, route.LayerName: false} {
 		t.Run(layers, func(t *testing.T) {

@@ -1,5 +1,5 @@
-// Package agent tests the program as it is deployed: the binary, on throwaway nodes, with real packets, against the tools
-// that break rules in life.
+// Package agent tests the program as it is deployed: the binary, on throwaway nodes, with real packets, against the tools that
+// break rules in real life.
 package agent
 
 import (
@@ -60,8 +60,8 @@ func testMain(m *testing.M) int {
 // the time that something took.
 const deadline = 60 * time.Second
 
-// eventually waits until f is true. What the agent says of its state is always waited for: on a busy machine a look may come so
-// late that what the last one read is out of date, and that is no fault.
+// eventually waits until f is true. Always use it for what the agent says about its state: on a busy machine a look may come so
+// late that the last reading is out of date, and that is not a fault.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for start := time.Now(); !f(); time.Sleep(20 * time.Millisecond) {
@@ -258,9 +258,9 @@ func (n *node) record() string {
 	return n.sh("cat /run/imds-guard/*/* 2>/dev/null || true")
 }
 
-// mustBeBlocked fails the test if the pod reaches the endpoint, and also if nothing else than a rule can be why it doesn't:
-// the endpoint has to answer the node, and the pod to be answered by others, in the same family. A dropped connect only ever
-// times out.
+// mustBeBlocked fails the test if the pod reaches the endpoint, and also if anything other than a rule could be the reason why
+// it doesn't: the endpoint has to answer the node, and others have to answer the pod, in the same family. A dropped connect
+// only ever times out.
 func (n *node) mustBeBlocked(v variant) {
 	n.t.Helper()
 	before := n.IMDS().Requests()
@@ -387,7 +387,7 @@ func (a *agent) uses(backend string) bool {
 	return err == nil && strings.Contains(text, fmt.Sprintf("imds_guard_backend_info{backend=%q,", backend))
 }
 
-// awaitLooks waits until a layer has been looked at so often again.
+// awaitLooks waits until a layer has been looked at n more times.
 func (a *agent) awaitLooks(v variant, n float64) {
 	a.node.t.Helper()
 	looks := fmt.Sprintf(`imds_guard_looks_total{family="%s",layer="iptables"}`, v.family)

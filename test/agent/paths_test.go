@@ -35,7 +35,8 @@ type path struct {
 	send func(n *node) error
 }
 
-// dial sends by a connection of its own, from a pod's namespace or another's. What comes to a closed port has come, too.
+// dial sends on a new connection, from the namespace of a pod or another one. What reaches a closed port counts as having
+// arrived.
 func dial(from *testnode.Namespace, network, address string, size int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
@@ -189,12 +190,11 @@ func paths() (list []path) {
 
 const podLink = "veth01234567" // none that a pattern of the default names
 
-// By every path packets come to the endpoint as long as nothing guards it, and none does by any when the route layer, alone,
-// is in force.
+// On every path packets reach the endpoint while nothing guards it, and on none when the route layer alone is in force.
 func TestPaths(t *testing.T) { tryPaths(t, paths(), closed) }
 
-// What goes past FORWARD stays open to the layers of packets, and the node is not called protected with them alone. If this
-// fails, a layer does more than the documents promise: say so there.
+// What bypasses FORWARD is not stopped by the packet layers, and with them alone the node is not reported as protected. If this
+// test fails, a layer does more than the documents promise: say so there.
 func TestBypassPaths(t *testing.T) {
 	tryPaths(t, []path{{"macvlan", imds.IPv4, macvlan, func(n *node) error {
 		if err := useMacvlan(n.pod); err != nil {

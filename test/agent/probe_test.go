@@ -14,7 +14,7 @@ import (
 // rewriteSources makes the node one whose packets are answered, whoever sent them: Amazon VPC CNI does so, too.
 const rewriteSources = "for t in iptables-nft ip6tables-nft; do $t -t nat -A POSTROUTING -o eth0 -j MASQUERADE; done"
 
-// probed is what of the check is about probes.
+// probed is the part of check's output that is about probes.
 type probed struct {
 	Protected bool
 	Probes    []guarding.Probe
@@ -37,7 +37,7 @@ func (n *node) checkProbe(args ...string) (code int, c probed) {
 	return code, c
 }
 
-// Whatever layer is taken away, a probe says by whom it was stopped, and that it was not; and nothing of it is left behind.
+// Whatever layer is taken away, a probe says which layers stopped it, or that none did, and leaves nothing behind.
 func TestCheckProbe(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)
@@ -72,7 +72,7 @@ func TestCheckProbe(t *testing.T) {
 	counts := !strings.HasPrefix(n.sh("uname -r"), "6.1.")
 	byRoute, unnamed := "stopped by route", "stopped by route"
 	if !counts {
-		byRoute, unnamed = "error: no layer has counted it, and it was not answered", "stopped: it was not seen to leave the node"
+		byRoute, unnamed = "error: no layer counted it, and no answer came", "stopped: it was not seen leaving the node"
 	}
 	packets := func(forward string) (list []string) {
 		for _, f := range imds.Families {
@@ -120,7 +120,7 @@ func TestProbeIsKilled(t *testing.T) {
 	}
 }
 
-// What the agent's probe is answered outweighs what was read back, for as long as it is; and none of it is counted as a pod's.
+// An answered probe of the agent outweighs what was read back, for as long as it is answered, and is not counted as a pod's.
 func TestProbeOfTheAgent(t *testing.T) {
 	t.Parallel()
 	n, extra := threeLayers(t)

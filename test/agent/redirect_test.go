@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// redirect makes the node one of a datapath that goes past its routing: what the pod sends is passed to the uplink by a program at its
-// interface, as Cilium does with eBPF host routing.
+// redirect gives the node a datapath that bypasses its routing: a program at the pod's interface passes what the pod sends to
+// the uplink, as Cilium does with eBPF host routing.
 func (n *node) redirect(program string) {
 	n.t.Helper()
 	gateway, err := n.Outside().HardwareAddr("node0")

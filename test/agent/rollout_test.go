@@ -15,8 +15,8 @@ import (
 	"github.com/imds-guard/imds-guard/pkg/report"
 )
 
-// What the report says in audit mode comes true when enforcing: who is in it breaks, and nobody else. Those that ask do it by the software
-// that pods have in life. Nothing that they are given gets to anybody by the agent.
+// What the report says in audit mode comes true when enforcing: the workloads in it break, and no others. Those that ask use
+// the software that pods use in real life. Nothing they receive is disclosed by the agent.
 func TestRollout(t *testing.T) {
 	t.Parallel()
 	n, s, flags := askingNode(t)
@@ -77,7 +77,7 @@ func TestRollout(t *testing.T) {
 	}
 	eventually(t, "each of those that ask has its event", told("IMDSAccessAudited"))
 	n.endWithoutSecrets(a, s, append(flags, "--mode", "audit")...)
-	if lines := a.log.Count("a pod asks", "and would be refused"); lines != len(want) || a.log.Count("and is refused") > 0 {
+	if lines := a.log.Count("a pod asked", "and would have been refused"); lines != len(want) || a.log.Count("and was refused") > 0 {
 		t.Errorf("in audit mode the log tells of %d pods that would be refused, or of one that is", lines)
 	}
 	if slices.ContainsFunc(audited.Workloads, func(w report.Workload) bool { return w.Blocked > 0 }) {
@@ -212,7 +212,7 @@ func (n *node) checkAdvice(clients []client) {
 	}
 }
 
-// secrets are what of the endpoint's answers must get nowhere.
+// secrets are the parts of the endpoint's answers that must not be disclosed anywhere.
 var secrets = []string{testnode.IMDSToken, testnode.AccessKeyID, testnode.SecretAccessKey, testnode.SessionToken}
 
 // secretsIn returns those that a text has.
@@ -220,8 +220,8 @@ func secretsIn(text string) []string {
 	return slices.DeleteFunc(slices.Clone(secrets), func(s string) bool { return !strings.Contains(text, s) })
 }
 
-// endWithoutSecrets ends an agent, and looks for the secrets in everything that it has said and left on the node. Each of these has a word
-// by which it is seen to be the right one. flags are those for check.
+// endWithoutSecrets stops an agent, and searches everything that it wrote and left on the node for the secrets. Each of these
+// places contains a known word that proves that it is the right one. flags are those for check.
 func (n *node) endWithoutSecrets(a *agent, s *api, flags ...string) {
 	n.t.Helper()
 	type text struct{ what, is, word string }

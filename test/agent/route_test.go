@@ -38,7 +38,7 @@ func gauge(name string, labels ...string) string {
 	return fmt.Sprintf("imds_guard_%s{%s}", name, strings.Join(labels, ","))
 }
 
-// Every interface is covered, and nobody is told to add a flag; each layer is named everywhere; cleanup leaves nothing.
+// Every interface is covered, and no flag is suggested; each layer is named everywhere; cleanup leaves nothing.
 func TestBothLayers(t *testing.T) {
 	t.Parallel()
 	n, others := bothLayers(t)
@@ -60,7 +60,7 @@ func TestBothLayers(t *testing.T) {
 	eventually(t, "each interface counts once", func() bool {
 		return a.metric(covered) == 1 && a.metric(gauge("interfaces", `coverage="route"`)) == 2 && a.metric(uncovered) == 0
 	})
-	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "route ipv6     enforced") || !strings.Contains(stdout, "0 covered by nothing") {
+	if code, stdout, _ := n.guard("check"); code != 0 || !strings.Contains(stdout, "route ipv6     enforced") || !strings.Contains(stdout, "0 not covered") {
 		t.Errorf("check ends with %d and says\n%s", code, stdout)
 	}
 	eventually(t, "it is protected by both", func() bool {
@@ -115,7 +115,7 @@ func TestLostPiecesOfTheRoute(t *testing.T) {
 	eventually(t, "it is protected", func() bool { return a.metric("imds_guard_protected") == 1 && a.ready() })
 }
 
-// A layer that is not in force behind another makes the node degraded, and no more than that.
+// A layer that is not in force while another one is makes the node degraded, and nothing worse.
 func TestDegraded(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -133,7 +133,7 @@ func TestDegraded(t *testing.T) {
 	eventually(t, "it is degraded no more", func() bool { return a.metric("imds_guard_degraded") == 0 })
 }
 
-// Without any iptables the route layer guards alone; it is said once that the other can't be had.
+// Without any iptables the route layer guards alone; that the other one is not supported is logged once.
 func TestWithoutIptables(t *testing.T) {
 	t.Parallel()
 	n, others := bothLayers(t)
@@ -148,7 +148,7 @@ func TestWithoutIptables(t *testing.T) {
 	}
 	eventually(t, "a layer that the node can't have makes it not degraded", func() bool { return a.metric("imds_guard_degraded") == 0 })
 	a.awaitLooks(variants[0], 5)
-	if got := a.log.Count("can't have this layer", "layer=iptables", "family=ipv4", "none of iptables-nft, iptables-legacy is in PATH"); got != 1 {
+	if got := a.log.Count("does not support the layer", "layer=iptables", "family=ipv4", "none of iptables-nft, iptables-legacy is in PATH"); got != 1 {
 		t.Errorf("%d lines say so", got)
 	}
 	a.kill()

@@ -177,7 +177,7 @@ func TestCleanupBesideAnAgent(t *testing.T) {
 	eventually(t, "the agent has marked that it runs", func() bool {
 		return strings.Contains(n.record(), "eni+")
 	})
-	if code, stdout, stderr := n.guard("cleanup"); code != 1 || stdout != "" || !strings.Contains(stderr, "an agent runs on this node") {
+	if code, stdout, stderr := n.guard("cleanup"); code != 1 || stdout != "" || !strings.Contains(stderr, "an agent is running on this node") {
 		t.Errorf("exit %d: %s%s", code, stdout, stderr)
 	}
 	n.mustBeBlocked(v)

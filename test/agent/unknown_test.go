@@ -28,8 +28,8 @@ func (n *node) nftRules(v variant) string {
 // oursFirst finds our IPv4 rule behind the chain's policy.
 var oursFirst = regexp.MustCompile(`policy accept;\s+iifname "eni\*" ip daddr 169.254.169.254 counter packets \d+ bytes \d+ drop`)
 
-// Native nftables rules above ours: iptables-nft refuses to list some, leaves out others, and misprints yet others. nft also
-// allows chains that are called like a target. Each lets the pod through until ours are above it.
+// Native nftables rules above ours: iptables-nft refuses to list some, omits others, and misprints yet others. nft also allows
+// chains named like a target. Each of these lets the pod through until ours are above it.
 func TestNativeRules(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, chains, rule string }{
@@ -118,8 +118,8 @@ func TestLookAlikeThatDropsLess(t *testing.T) {
 	}
 }
 
-// A FORWARD that somebody put to sleep, or deleted and made anew, not as iptables makes it. That chain is not ours to put
-// right: pods are stopped beside it, and the words say what is wrong.
+// A FORWARD that was made dormant, or deleted and recreated differently from how iptables makes it. It is not for us to put
+// that chain right: pods are stopped beside it, and the detail says what is wrong.
 func TestForeignForward(t *testing.T) {
 	t.Parallel()
 	const ours = `add rule ip filter FORWARD iifname "eni*" ip daddr 169.254.169.254 counter drop`
@@ -335,7 +335,7 @@ func TestLyingListIsBounded(t *testing.T) {
 	}
 }
 
-// A kernel without IPv6 netfilter can't be had here, so ip6tables says what it says there.
+// A kernel without IPv6 netfilter is not available here, so ip6tables is made to report what it would there.
 func TestNoIPv6Netfilter(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

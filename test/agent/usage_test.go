@@ -34,48 +34,48 @@ func TestBadInput(t *testing.T) {
 		want string // in the message: the field, and the fix
 	}{
 		{"run --interfaces eni+", "unknown flag: --interfaces"},
-		{"run --interface=", "--interface: no pattern is given; write at least one, such as eni+"},
+		{"run --interface=", "--interface: no pattern is given; give at least one, such as eni+"},
 		{"run --interface eni+,,vlan+", "--interface: the pattern is empty"},
 		{"run --interface sixteen-bytes-xx", "--interface: \"sixteen-bytes-xx\" has 16 characters"},
 		{"run --interface en/i", "--interface: \"en/i\" contains '/'"},
 		{"run --interface +", "--interface: + alone"},
 		{"run --interface e+ni", "--interface: \"e+ni\""},
 		{"run --interface !eni+", "--interface: \"!eni+\""},
-		{"run --verdict accept", "--verdict: \"accept\" is none; use drop or reject"},
-		{"run --backend ebpf", "--backend: \"ebpf\" is none; use auto, nft or legacy"},
+		{"run --verdict accept", "--verdict: \"accept\" is not valid; use drop or reject"},
+		{"run --backend ebpf", "--backend: \"ebpf\" is not valid; use auto, nft or legacy"},
 		{"run --resync-period 0s", "--resync-period: 0s is out of range; use 100ms to 1h"},
 		{"run --resync-period soon", "--resync-period"},
 		{"run --metrics-bind-address 9169", "--metrics-bind-address: address 9169: missing port in address; use host:port"},
 		{"run --metrics-bind-address :http-ish", "--metrics-bind-address"},
-		{"run --kubernetes yes", "--kubernetes: \"yes\" is none; use auto, on or off"},
-		{"run --kubernetes on --node-name n", "--kubernetes: on needs a pod with a token, or --kubeconfig; else use off"},
-		{"run --kubernetes on --kubeconfig " + kubeconfig, "--node-name: on needs it; give it, or set NODE_NAME"},
+		{"run --kubernetes yes", "--kubernetes: \"yes\" is not valid; use auto, on or off"},
+		{"run --kubernetes on --node-name n", "--kubernetes: on needs a pod with a service account token, or --kubeconfig; otherwise use off"},
+		{"run --kubernetes on --kubeconfig " + kubeconfig, "--node-name: --kubernetes=on needs it; give it, or set NODE_NAME"},
 		{"run --kubeconfig /does/not/exist", "--kubeconfig: reading /does/not/exist"},
 		{"run --kubeconfig " + file("broken.conf", "clusters: {}\n"), "--kubeconfig: reading"},
-		{"run --node-name Node_1 --kubeconfig " + kubeconfig, "--node-name: \"Node_1\" (or NODE_NAME) is no name of a node"},
+		{"run --node-name Node_1 --kubeconfig " + kubeconfig, "--node-name: \"Node_1\" (or NODE_NAME) is not a valid node name"},
 		{"run --health-bind-address 9168", "--health-bind-address: address 9168: missing port in address; use host:port"},
 		{"run --metrics-bind-address off --web-config-file /x", "--web-config-file: there are no metrics to protect"},
-		{"run --health-bind-address :9169", "--health-bind-address: :9169 has the port of the metrics"},
+		{"run --health-bind-address :9169", "--health-bind-address: :9169 uses the same port as the metrics"},
 		{"run --web-config-file /does/not/exist", "--web-config-file: reading /does/not/exist"},
 		{"run --web-config-file " + file("web.yml", "basic_auth: {}\n"), "--web-config-file: reading"},
-		{"run --log-level loud", "--log-level: \"loud\" is none; use debug, info, warn or error"},
-		{"run --log-format xml", "--log-format: \"xml\" is none; use text or json"},
+		{"run --log-level loud", "--log-level: \"loud\" is not valid; use debug, info, warn or error"},
+		{"run --log-format xml", "--log-format: \"xml\" is not valid; use text or json"},
 		{"run --config /does/not/exist", "--config: reading the file: open /does/not/exist: no such file"},
 		{"run --config " + dir, "--config: reading the file"},
-		{"run --config " + file("unknown.yaml", "verdict: drop\ninterfaces: [eni+]\n"), "unknown.yaml:2: \"interfaces\" is no setting; use attribution, backend, health-bind-address, host-network-namespaces, "},
+		{"run --config " + file("unknown.yaml", "verdict: drop\ninterfaces: [eni+]\n"), "unknown.yaml:2: \"interfaces\" is not a setting; use attribution, backend, health-bind-address, host-network-namespaces, "},
 		{"run --config " + file("twice.yaml", "verdict: drop\nverdict: reject\n"), "twice.yaml"},
-		{"run --config " + file("two.yaml", "verdict: drop\n---\nverdict: reject\n"), "two.yaml: there is something behind the first document"},
+		{"run --config " + file("two.yaml", "verdict: drop\n---\nverdict: reject\n"), "two.yaml: it has more than one document"},
 		{"run --config " + file("nested.yaml", "interface: {eni: 1}\n"), "nested.yaml:1: interface: write a value, or a list of values"},
 		{"run --config " + file("list.yaml", "- verdict\n"), "list.yaml:1: write settings as"},
 		{"run --config " + file("broken.yaml", "verdict: [drop\n"), "--config: parsing"},
-		{"run --config " + file("value.yaml", "verdict: accept\n"), "--verdict: \"accept\" is none"},
+		{"run --config " + file("value.yaml", "verdict: accept\n"), "--verdict: \"accept\" is not valid"},
 		{"run --config " + file("duration.yaml", "resync-period: 5\n"), "duration.yaml:1: resync-period"},
 		{"run now", "unknown command \"now\""},
 		{"enforce", "unknown command \"enforce\""},
-		{"check --verdict accept", "--verdict: \"accept\" is none"},
-		{"check -o yaml", "--output: \"yaml\" is none; use text or json"},
+		{"check --verdict accept", "--verdict: \"accept\" is not valid"},
+		{"check -o yaml", "--output: \"yaml\" is not valid; use text or json"},
 		{"cleanup --interface=", "--interface: no pattern"},
-		{"rules --backend x", "--backend: \"x\" is none"},
+		{"rules --backend x", "--backend: \"x\" is not valid"},
 	} {
 		code, stdout, stderr := n.guard(strings.Fields(c.args)...)
 		if code != 2 || strings.Count(stderr, "\n") != 1 || stdout != "" || !strings.Contains(stderr, c.want) {
@@ -200,7 +200,7 @@ func TestCheckJSON(t *testing.T) {
 	}
 }
 
-// A port that is taken: the rules go in, the error is said once, and the port is bound when it is free.
+// A port that is in use: the rules are installed, the error is logged once, and the port is bound when it is free.
 func TestMetricsPortTaken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

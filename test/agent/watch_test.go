@@ -115,7 +115,7 @@ func TestNewInterfaceCausesALook(t *testing.T) {
 	eventually(t, "the rule is on top again", func() bool { return n.onTop(v) })
 }
 
-// A pod whose interface no pattern covers: a metric, a log line with the way out, and a check that fails.
+// A pod whose interface no pattern covers: it shows in a metric, in a log line with the fix, and in a check that fails.
 func TestUncoveredInterface(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -203,7 +203,7 @@ func TestBackendAtStart(t *testing.T) {
 	}
 }
 
-// An agent whose loop stands still, here for as long as a command may take, knows nothing any more.
+// An agent whose loop is stuck, here for as long as a command may take, knows nothing any more.
 func TestStoppedLoopIsNotReady(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

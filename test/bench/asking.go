@@ -35,10 +35,10 @@ const (
 )
 
 func measureAsking(ctx context.Context, b *bench) (result, error) {
-	r := result{how: fmt.Sprintf("A node with a stand-in for the API server that knows its pods. One pod after the other asks once, from its first "+
-		"process on: the time from before that process is started to when its series is in /metrics (asked every 5 ms), and to when the API "+
-		"server has the event. Then %d pods ask %d times in all; then one asks as fast as it can, %d times: CPU time of the agent until 3 s after "+
-		"the last call. Memory is VmRSS after that, of agents that have heard of so many pods.", askingPods, 10*askingPods, 10*testnode.TimedCalls)}
+	r := result{how: fmt.Sprintf("The node has a stand-in for the API server that knows its pods. One after the other, each pod asks once, in its first "+
+		"process. The time is from just before that process starts until its series is in /metrics (read every 5 ms), and until the API "+
+		"server has the event. Then %d pods ask %d times in all; then one asks as fast as it can, %d times. CPU is the agent's until 3 s after "+
+		"the last call. Memory is VmRSS after that, of agents that have heard of that many pods.", askingPods, 10*askingPods, 10*testnode.TimedCalls)}
 	for _, pods := range []int{askingPods, askingMost} {
 		rows, err := askingOf(ctx, b, pods)
 		if err != nil {
@@ -128,7 +128,7 @@ func askOnce(ctx context.Context, n *node, api *standIn, pods int) ([]row, error
 	say := func(what string, times []time.Duration) row {
 		return row{what: what, result: fmt.Sprintf("median %s, p99 %s, n = %d", milliseconds(median(times)), milliseconds(p99(times)), len(times))}
 	}
-	return []row{say("from an attempt to its series", metric), say("from an attempt to its event", event)}, nil
+	return []row{say("from an attempt to its metric", metric), say("from an attempt to its event", event)}, nil
 }
 
 // askFlood measures what the agent uses while many ask, and while one asks as fast as it can.
@@ -158,7 +158,7 @@ func askFlood(ctx context.Context, n *node, a *agent, pods int) (rows []row, err
 	}
 	rows = append(rows, row{
 		what:   fmt.Sprintf("%d pods that ask 10 times each, CPU for 1,000 attempts", pods),
-		result: fmt.Sprintf("%s (in %.0f s, with what the agent uses otherwise)", milliseconds(cpu*1000/time.Duration(10*pods)), during.Seconds()),
+		result: fmt.Sprintf("%s (over %.0f s, including the agent's other work)", milliseconds(cpu*1000/time.Duration(10*pods)), during.Seconds()),
 	})
 	cpu, during, err = used(func() error {
 		_, err := n.SocketCallsBy(podCgroup(0), n.pod.Namespace, slices.Repeat([]string{"timed-connect 169.254.169.254:80"}, 10)...)

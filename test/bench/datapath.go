@@ -22,8 +22,8 @@ const datapathPort = 7
 
 func measureDatapath(ctx context.Context, b *bench) (result, error) {
 	r := result{how: fmt.Sprintf("A pod connects to a server elsewhere and disconnects, one connection after the other, for "+
-		"%s with the agent and its layers and for %s without both (stopped and cleaned up; FORWARD itself stays registered, as "+
-		"on any node where others use it). %d such pairs in alternating order; the ratio is the median of the pairs'.",
+		"%s with the agent and its layers and for %s without either (stopped and cleaned up; FORWARD itself stays registered, as "+
+		"on any node where others use it). There are %d such pairs in alternating order; the result is the median of their ratios.",
 		b.sizes.pairHalf, b.sizes.pairHalf, b.sizes.pairs)}
 	for _, c := range []struct {
 		backend rules.Backend
@@ -83,7 +83,7 @@ func datapath(ctx context.Context, b *bench, backend rules.Backend, layers []str
 		}
 		r = row{
 			what: fmt.Sprintf("%s, %s: connections/s with the guard ÷ without", backend, layerWords(layers)),
-			result: fmt.Sprintf("%.3f (pairs from %.3f to %.3f), of %.0f/s",
+			result: fmt.Sprintf("%.3f (pairs from %.3f to %.3f); %.0f/s without",
 				median(ratios), quantile(ratios, 0), quantile(ratios, 1), median(rates)),
 		}
 		return nil

@@ -23,10 +23,10 @@ const (
 )
 
 func measureIdle(ctx context.Context, b *bench) (result, error) {
-	r := result{how: fmt.Sprintf("Agents with default flags (a look every 10 s), one on a node of each backend, both at the "+
-		"same time: %s without anybody asking, then %s with /metrics read every %s. CPU is user and system time of the "+
-		"agent and of the commands that it ran (/proc/PID/stat, in steps of 10 ms), memory the largest VmRSS of a reading "+
-		"every second. Measured at the same time as what users have today, on nodes of their own.",
+	r := result{how: fmt.Sprintf("Two agents with default flags (a look every 10 s) run at the same time, on one node for each "+
+		"backend: %s undisturbed, then %s with /metrics read every %s. CPU is the user and system time of the "+
+		"agent and the commands it ran (/proc/PID/stat, in steps of 10 ms), memory the largest VmRSS, read "+
+		"every second. Measured at the same time as what users have today, on separate nodes.",
 		b.sizes.idle, b.sizes.idle, scrapePeriod)}
 	rows := make([][]row, len(backends))
 	err := together(ctx, len(backends), func(ctx context.Context, i int) error {

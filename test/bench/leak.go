@@ -30,10 +30,10 @@ const (
 )
 
 func measureLeak(ctx context.Context, b *bench) (result, error) {
-	r := result{how: fmt.Sprintf("%d attackers in a pod each begin a connection to the endpoint every %s, give it up after "+
-		"%s, and make one HTTP request on each that is established: 1,000 attempts a second, if the machine lets them. "+
-		"Meanwhile `iptables -F FORWARD` is run as above. The requests are counted by the stand-in for the endpoint; "+
-		"that it is reached when there is no guard is checked first.", attackers, attackPeriod, connectTimeout)}
+	r := result{how: fmt.Sprintf("%d attackers in a pod each open a connection to the endpoint every %s, give up after "+
+		"%s, and make one HTTP request on each that is established: 1,000 attempts a second, if the machine can do that. "+
+		"Meanwhile `iptables -F FORWARD` is run as above. The stand-in for the endpoint counts the requests; "+
+		"a check beforehand shows that it can be reached without the guard.", attackers, attackPeriod, connectTimeout)}
 	for _, backend := range backends {
 		for _, layers := range [][]string{iptablesAlone, bothLayers} {
 			row, err := leak(ctx, b, backend, layers)
@@ -85,8 +85,8 @@ func leak(ctx context.Context, b *bench, backend rules.Backend, layers []string)
 			}
 			r = row{
 				what: fmt.Sprintf("%s, %s, %d flushes", backend, layerWords(layers), b.sizes.flushes),
-				result: fmt.Sprintf("%d requests in all, in %d of the flushes, at most %d in one (%.0f attempts/s; "+
-					"without a rule %d requests/s); rule away for %s (median)",
+				result: fmt.Sprintf("%d requests, in %d of the flushes, at most %d in one (%.0f attempts/s; "+
+					"%d requests/s without a rule); rule gone for %s (median)",
 					total, with, quantile(perFlush, 1), rate, control, milliseconds(median(absences))),
 			}
 			if len(layers) > 1 {

@@ -90,14 +90,14 @@ type figure struct {
 }
 
 var stages = [][]figure{
-	{{"repair", "From tampered with to repaired", measureRepair}},
-	{{"pieces", "From a piece of the route layer lost to repaired", measurePieces}},
+	{{"repair", "Time to repair after tampering", measureRepair}},
+	{{"pieces", "Time to repair a lost piece of the route layer", measurePieces}},
 	{{"leak", "Requests that reach the endpoint while the rule is flushed", measureLeak}},
-	{{"start", "Start", measureStart}},
+	{{"start", "Start-up time", measureStart}},
 	{{"datapath", "Other traffic", measureDatapath}},
 	{{"sockets", "Socket calls of pods", measureSockets}},
-	{{"asking", "Who asks", measureAsking}},
-	{{"idle", "Idle", measureIdle}, {"today", "From tampered with to repaired, by what users have today", measureToday}},
+	{{"asking", "Reporting who asks", measureAsking}},
+	{{"idle", "Idle", measureIdle}, {"today", "Time to repair after tampering, with what users have today", measureToday}},
 }
 
 // selected returns the stages with the figures to be measured.
@@ -116,7 +116,7 @@ func selected(only string) (chosen [][]figure, err error) {
 		}
 	}
 	if len(chosen) == 0 {
-		return nil, fmt.Errorf("--only %q is none; use %s", only, strings.Join(names, ", "))
+		return nil, fmt.Errorf("--only %q is not a figure; use one of %s", only, strings.Join(names, ", "))
 	}
 	return chosen, nil
 }
@@ -151,7 +151,7 @@ func measure(ctx context.Context, opts options) error {
 	fmt.Print(table(report))
 	b.log.Printf("measured in %s", time.Since(started).Round(time.Second))
 	if opts.quick || opts.only != "" || opts.out == "" {
-		b.log.Print("not a full run, or no --out: nothing is written")
+		b.log.Print("not a full run, or no --out: nothing written")
 		return nil
 	}
 	if err := os.WriteFile(opts.out, []byte(document(m, report)), 0o644); err != nil {
@@ -187,9 +187,9 @@ func parseFlags(args []string) (options, error) {
 	var opts options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.StringVar(&opts.guard, "guard", "bin/imds-guard", "the imds-guard `binary`")
-	flags.StringVar(&opts.out, "out", "", "the `file` that a full run writes")
-	flags.StringVar(&opts.only, "only", "", "measure one `figure`, and write nothing")
-	flags.BoolVar(&opts.quick, "quick", false, "measure little, and write nothing")
+	flags.StringVar(&opts.out, "out", "", "the `file` to which a full run writes its report")
+	flags.StringVar(&opts.only, "only", "", "measure only this `figure`, and write nothing")
+	flags.BoolVar(&opts.quick, "quick", false, "measure less, and write nothing")
 	if err := flags.Parse(args); err != nil {
 		return opts, err
 	}

@@ -21,8 +21,8 @@ const (
 	peerBinary  = "bin/aad-pod-identity-nmi"
 	peerPackage = "github.com/Azure/aad-pod-identity/cmd/nmi"
 	peerName    = "AAD Pod Identity NMI 1.8.17, default (60 s)"
-	peerHow     = "NMI is Azure's own binary (archived in 2023; the agent of others that guards this very address), built from " +
-		"its Go module, with its default interval, against an API server that has nothing; the rule that it loses is its " +
+	peerHow     = "NMI is Azure's own program (archived in 2023), an existing agent that guards the same address, built from " +
+		"its Go module and run with its default interval against an empty API server; the rule it loses is its " +
 		"jump in `nat` PREROUTING."
 	peerPeriod = time.Minute
 	apiAddress = "127.0.0.1:8001"
@@ -34,7 +34,7 @@ func buildPeer(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	b.log.Print("building the agent of others; the first time takes a minute")
+	b.log.Print("building the peer agent, which takes a minute the first time")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", out, peerPackage)
 	cmd.Dir = peerModule
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")

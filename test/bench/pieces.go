@@ -89,9 +89,9 @@ var losses = []struct{ what, how string }{
 const pieceGoal = 40 * time.Millisecond
 
 func measurePieces(ctx context.Context, b *bench) (result, error) {
-	r := result{how: fmt.Sprintf("An observer of its own lists the policy rules, the routes of the layer's table and the sink, in a "+
-		"loop with a pause of about %s, while one piece is deleted by `ip` every %s plus up to %s. The time is as above, that "+
-		"of all pieces together: while one is away the others may stop packets.", 2*pollPause, tamperPause, tamperJitter)}
+	r := result{how: fmt.Sprintf("A separate observer lists the policy rules, the routes of the layer's table and the sink, in a "+
+		"loop with a pause of about %s, while one piece is deleted by `ip` every %s plus up to %s. The time is measured as above, "+
+		"until all pieces are back: while one is gone, the others may stop packets.", 2*pollPause, tamperPause, tamperJitter)}
 	for _, f := range imds.Families {
 		for _, loss := range losses {
 			absences, err := pieceAbsences(ctx, b, f, fmt.Sprintf(loss.how, version(f), f.Endpoint().Addr(), sinkName(f)))

@@ -49,11 +49,11 @@ func measureRepair(ctx context.Context, b *bench) (result, error) {
 		{rules.Legacy, imds.IPv6, 0, b.sizes.repairs6, legacy},
 		{rules.Legacy, imds.IPv4, foreignRules, b.sizes.repairs, crowded},
 	}
-	r := result{how: fmt.Sprintf("An observer of its own counts the rules in the kernel, by a netlink dump of FORWARD "+
+	r := result{how: fmt.Sprintf("A separate observer counts the rules in the kernel, by a netlink dump of FORWARD "+
 		"(nft) or IPT_SO_GET_INFO (legacy), in a loop with a pause of about %s, while `iptables -F FORWARD` is run every %s "+
-		"plus up to %s. The time is from when the last question that found the rule was asked to when the first one that "+
-		"found it again was answered: never too short, and too long by a pause at most. An absence that fell between two "+
-		"questions counts as long as the longest time between any two. Before and after each case iptables itself confirms "+
+		"plus up to %s. The time is from the start of the last query that found the rule to the end of the first one that "+
+		"found it again: never too short, and too long by one pause at most. An absence that fell between two "+
+		"queries counts as the longest time between any two. Before and after each case iptables itself confirms "+
 		"that the rule is there, once. The foreign rules are in a chain of their own in `filter`.",
 		2*pollPause, tamperPause, tamperJitter)}
 	for _, c := range cases {

@@ -19,9 +19,9 @@ import (
 
 func measureSockets(ctx context.Context, b *bench) (result, error) {
 	r := result{how: fmt.Sprintf("A process in a pod's cgroup and network namespace connects a UDP socket, or sends an empty datagram from one, "+
-		"%d times in a row, with the agent's layers in force and without (stopped and cleaned up). %d such pairs in alternating order; the "+
-		"difference is the median of the pairs'. No packet leaves for a connect; those for the endpoint are refused with the layers, and go as "+
-		"far as the sink without.", testnode.TimedCalls, b.sizes.pairs)}
+		"%d times in a row, with the agent's layers in force and without (stopped and cleaned up). There are %d such pairs in alternating "+
+		"order; the result is the median of their differences. A connect sends no packet. With the layers, calls to the endpoint "+
+		"are refused; without them, datagrams reach the stand-in for the endpoint.", testnode.TimedCalls, b.sizes.pairs)}
 	elsewhere := netip.AddrPortFrom(netip.MustParseAddr(testnode.Elsewhere4), datapathPort).String()
 	err := withNode(ctx, rules.NFT, func(n *node) error {
 		for _, c := range []struct{ what, call string }{
@@ -73,7 +73,7 @@ func costOfCalls(ctx context.Context, b *bench, n *node, what, call string) (row
 	}
 	return row{
 		what: "nft, all layers: " + what,
-		result: fmt.Sprintf("%d ns a call, %d ns without: %+d ns (pairs from %+d to %+d)", median(on), median(off), median(differences),
+		result: fmt.Sprintf("%d ns per call, %d ns without: %+d ns (pairs from %+d to %+d)", median(on), median(off), median(differences),
 			quantile(differences, 0), quantile(differences, 1)),
 	}, nil
 }

@@ -16,7 +16,7 @@ import (
 const startGoal = 150 * time.Millisecond
 
 func measureStart(ctx context.Context, b *bench) (result, error) {
-	r := result{how: "From before `imds-guard run` is executed (by way of nsenter, which is included) to when the " +
+	r := result{how: "From just before `imds-guard run` is executed (including nsenter, which starts it) until the " +
 		"observers above see all layers of both families in place. Before each start the agent is stopped and `imds-guard cleanup` is run."}
 	for _, backend := range backends {
 		times, err := startTimes(ctx, b, backend)

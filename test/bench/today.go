@@ -40,8 +40,8 @@ func measureToday(ctx context.Context, b *bench) (result, error) {
 		shellLoop(5*time.Second, b.sizes.every5),
 		peer(b.sizes.every60),
 	}
-	r := result{how: fmt.Sprintf("Tampered with and observed as above (nft, IPv4; a question every %s), on many nodes at the "+
-		"same time. The tamperings of a keeper are spread evenly, with jitter, over its period. The shell loop is `while "+
+	r := result{how: fmt.Sprintf("Tampered with and observed as above (nft, IPv4; a query every %s), on many nodes at the "+
+		"same time. For each keeper the moments of tampering are spread evenly, with jitter, over its period. The shell loop is `while "+
 		"true; do iptables -C … || iptables -I …; sleep N; done`. %s", slowPollPause, peerHow)}
 	rows := make([]row, len(keepers))
 	err := together(ctx, len(keepers), func(ctx context.Context, i int) (err error) {

@@ -62,7 +62,7 @@ func parseFlags(args []string) (options, error) {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	flags.StringVar(&opts.guard, "guard", "bin/imds-guard", "the imds-guard `binary`")
 	flags.StringVar(&opts.imds, "imds", "", "the amazon-ec2-metadata-mock `binary`")
-	flags.StringVar(&opts.backend, "backend", "nft", "which iptables: nft or legacy")
+	flags.StringVar(&opts.backend, "backend", "nft", "which iptables backend to use: nft or legacy")
 	if err := flags.Parse(args); err != nil {
 		return opts, err
 	}

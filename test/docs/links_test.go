@@ -1,5 +1,5 @@
-// Links between the documents, and the runbooks of the alerts.
-
+// Package docs holds the project's documents to each other and to the tests: what one links to is there, and so is each test that
+// it names. Links to elsewhere are not followed.
 package docs
 
 import (
@@ -8,132 +8,201 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
-
-	"sigs.k8s.io/yaml"
-
-	"github.com/imds-guard/imds-guard/internal/reference"
+	"unicode"
 )
 
-const alertsFile = "deploy/chart/imds-guard/files/alerts.yaml"
+// home is how documents and annotations that are read elsewhere name a file of this repository.
+const home = "https://github.com/imds-guard/imds-guard/blob/main/"
 
 var (
-	links     = regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	ownPages  = regexp.MustCompile(`https://github\.com/imds-guard/imds-guard/blob/main/([\w./#-]+)`)
-	linkTexts = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
-	unslugged = regexp.MustCompile(`[^\p{L}\p{N}_\- ]`)
+	fence   = regexp.MustCompile("^ *(```|~~~)")
+	code    = regexp.MustCompile("(`+)[^`]+(`+)")
+	heading = regexp.MustCompile(`^#{1,6} +(.*?) *#* *$`)
+	// An inline link or image, or the definition of a link.
+	link     = regexp.MustCompile(`\]\(<?([^)>\s]+)>?(?: "[^"]*")?\)|^\[[^\]]+\]: +<?([^>\s]+)`)
+	linkText = regexp.MustCompile(`!?\[([^\]]*)\]\([^)]*\)`)
 )
 
-func read(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+// document is what matters of one: the anchors of its headings, and where it links to.
+type document struct {
+	anchors []string
+	links   []string
 }
 
-// anchors are those that GitHub makes of a document's headings.
-func anchors(text string) map[string]bool {
-	found, code := map[string]bool{}, false
+func read(text string) document {
+	var d document
+	var fenced bool
 	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "```") {
-			code = !code
+		line = strings.TrimRight(line, "\n")
+		if fence.MatchString(line) {
+			fenced = !fenced
 		}
-		title := strings.TrimLeft(line, "#")
-		if code || title == line {
+		if fenced {
 			continue
 		}
-		title = linkTexts.ReplaceAllString(strings.TrimSpace(title), "$1")
-		slug := strings.ReplaceAll(unslugged.ReplaceAllString(strings.ToLower(title), ""), " ", "-")
-		again := slug
-		for i := 1; found[again]; i++ {
-			again = fmt.Sprintf("%s-%d", slug, i)
+		if m := heading.FindStringSubmatch(line); m != nil {
+			d.anchors = append(d.anchors, free(anchor(m[1]), d.anchors))
 		}
-		found[again] = true
+		for _, m := range link.FindAllStringSubmatch(code.ReplaceAllString(line, ""), -1) {
+			d.links = append(d.links, m[1]+m[2])
+		}
 	}
-	return found
+	return d
 }
 
-// TestLinks: every link from one of the project's files to another leads to a file, and to a heading there.
-func TestLinks(t *testing.T) {
-	t.Parallel()
-	root := reference.Root()
-	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+// anchor is what GitHub makes of a heading.
+func anchor(heading string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == ' ':
+			return '-'
+		case r == '-' || unicode.In(r, unicode.L, unicode.M, unicode.Nd, unicode.Pc):
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, linkText.ReplaceAllString(heading, "$1"))
+}
+
+// free returns an anchor that no earlier heading has, numbered as GitHub does.
+func free(anchor string, taken []string) string {
+	for i, try := 1, anchor; ; i++ {
+		if !slices.Contains(taken, try) {
+			return try
+		}
+		try = fmt.Sprintf("%s-%d", anchor, i)
+	}
+}
+
+// texts returns the files below a directory whose name ends in a suffix, without what is built.
+func texts(t *testing.T, root, suffix string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && (d.Name() == ".git" || d.Name() == "bin" || d.Name() == "dist") {
-			return fs.SkipDir
+		name := entry.Name()
+		if entry.IsDir() && path != root && (strings.HasPrefix(name, ".") || name == "bin" || name == "dist") {
+			return filepath.SkipDir
 		}
-		if d.IsDir() {
+		if entry.IsDir() || !strings.HasSuffix(name, suffix) {
 			return nil
 		}
-		pattern, base := ownPages, root
-		switch filepath.Ext(file) {
-		case ".md":
-			pattern, base = links, filepath.Dir(file)
-		case ".yaml", ".json", ".txt", ".tpl", ".go":
-		default:
-			return nil
-		}
-		for _, m := range pattern.FindAllStringSubmatch(read(t, file), -1) {
-			path, anchor, _ := strings.Cut(m[1], "#")
-			if strings.Contains(path, ":") { // another site
-				continue
-			}
-			to := filepath.Join(base, path)
-			if path == "" {
-				to = file
-			}
-			if _, err := os.Stat(to); err != nil {
-				t.Errorf("%s: %s: there is no such file", file, m[1])
-			} else if anchor != "" && !anchors(read(t, to))[anchor] {
-				t.Errorf("%s: %s: there is no such heading", file, m[1])
-			}
-		}
-		return nil
+		text, err := os.ReadFile(path)
+		found[path] = string(text)
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return found
 }
 
-// TestRunbooks: each alert has a page that begins with its name, and each page with such a name is an alert's.
-func TestRunbooks(t *testing.T) {
-	t.Parallel()
-	var rules struct {
-		Groups []struct {
-			Rules []struct {
-				Alert string `json:"alert"`
-			} `json:"rules"`
-		} `json:"groups"`
+// broken returns the number of links below a directory that stay in it, and those that lead nowhere.
+func broken(t *testing.T, root string) (links int, problems []string) {
+	t.Helper()
+	documents := map[string]document{}
+	for path, text := range texts(t, root, ".md") {
+		documents[path] = read(text)
 	}
-	if err := yaml.Unmarshal([]byte(read(t, filepath.Join(reference.Root(), alertsFile))), &rules); err != nil {
-		t.Fatal(err)
-	}
-	alerts := map[string]bool{}
-	list := read(t, filepath.Join(reference.Root(), "docs/operations.md"))
-	for _, g := range rules.Groups {
-		for _, r := range g.Rules {
-			alerts[r.Alert] = true
-			page := read(t, filepath.Join(reference.Root(), "docs/runbooks", r.Alert+".md"))
-			if !strings.HasPrefix(page, "# "+r.Alert+"\n") {
-				t.Errorf("the page of %s does not begin with its name", r.Alert)
+	for from, d := range documents {
+		for _, to := range d.links {
+			file, fragment, anchored := strings.Cut(to, "#")
+			target := filepath.Join(filepath.Dir(from), file)
+			if inside, ok := strings.CutPrefix(file, home); ok {
+				target = filepath.Join(root, inside)
+			} else if strings.Contains(file, ":") {
+				continue
+			} else if file == "" {
+				target = from
 			}
-			if !strings.Contains(list, "| ["+r.Alert+"](") {
-				t.Errorf("docs/operations.md has no row for %s", r.Alert)
+			links++
+			name, _ := filepath.Rel(root, from)
+			if _, err := os.Stat(target); err != nil {
+				problems = append(problems, fmt.Sprintf("%s: %s: no such file", name, to))
+			} else if other, ok := documents[target]; ok && anchored && !slices.Contains(other.anchors, fragment) {
+				problems = append(problems, fmt.Sprintf("%s: %s: no such heading", name, to))
 			}
 		}
 	}
-	pages, err := filepath.Glob(filepath.Join(reference.Root(), "docs/runbooks/ImdsGuard*.md"))
-	if err != nil {
-		t.Fatal(err)
+	slices.Sort(problems)
+	return links, problems
+}
+
+func TestLinks(t *testing.T) {
+	links, problems := broken(t, "../..")
+	if links == 0 {
+		t.Error("there are no links")
 	}
-	for _, page := range pages {
-		if name := strings.TrimSuffix(filepath.Base(page), ".md"); !alerts[name] {
-			t.Errorf("%s: there is no such alert", page)
+	for _, problem := range problems {
+		t.Error(problem)
+	}
+}
+
+// A document that says "shown by TestX" is worth nothing once there is no such test.
+func TestNamedTests(t *testing.T) {
+	var tests []string
+	for _, text := range texts(t, "../..", "_test.go") {
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(text, -1) {
+			tests = append(tests, m[1])
+		}
+	}
+	for path, text := range texts(t, "../..", ".md") {
+		for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(text, -1) {
+			// The beginning of a name is enough for `go test -run`.
+			if !slices.ContainsFunc(tests, func(test string) bool { return strings.HasPrefix(test, name) }) {
+				t.Errorf("%s names %s, which is no test", path, name)
+			}
+		}
+	}
+}
+
+func TestBrokenLinks(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"README.md": "# One\n## Two\n## Two\n[a](docs/a.md) [b](docs/a.md#here) [c](#two-1) [d](docs) [e](https://example.com/x.md#no)\n" +
+			"[f](#two-2) [g](docs/none.md) `[h](none.md)`\n```\n# Not one\n[i](none.md)\n```\n[j](#not-one) ![k](none.png)\n",
+		"docs/a.md": "# Here\n[up](../README.md#one) [gone](../README.md#three) [home](" + home + "README.md#four)\n[k]: b.md\n[a][k]\n",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	links, problems := broken(t, dir)
+	want := []string{
+		"README.md: #not-one: no such heading",
+		"README.md: #two-2: no such heading",
+		"README.md: docs/none.md: no such file",
+		"README.md: none.png: no such file",
+		"docs/a.md: ../README.md#three: no such heading",
+		"docs/a.md: " + home + "README.md#four: no such heading",
+		"docs/a.md: b.md: no such file",
+	}
+	if slices.Sort(want); links != 12 || !slices.Equal(problems, want) {
+		t.Errorf("of %d links these are broken:\n%s", links, strings.Join(problems, "\n"))
+	}
+}
+
+func TestAnchors(t *testing.T) {
+	for heading, want := range map[string]string{
+		"Past FORWARD":                     "past-forward",
+		"`--interface` for your CNI":       "--interface-for-your-cni",
+		"Fargate, hybrid nodes, Windows":   "fargate-hybrid-nodes-windows",
+		"ImdsGuardDegraded":                "imdsguarddegraded",
+		"The node's condition":             "the-nodes-condition",
+		"NetworkPolicy with the VPC CNI":   "networkpolicy-with-the-vpc-cni",
+		"See [the chart](chart/README.md)": "see-the-chart",
+		"imds_guard_up — a metric":         "imds_guard_up--a-metric",
+	} {
+		if got := anchor(heading); got != want {
+			t.Errorf("%q: %q, want %q", heading, got, want)
 		}
 	}
 }

@@ -1,4 +1,5 @@
-// Package docs holds the documents against the code, and against each other.
+// The reference, held against the code.
+
 package docs
 
 import (

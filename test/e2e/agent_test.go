@@ -25,7 +25,7 @@ import (
 
 const (
 	namespace = "imds-guard"
-	image     = "ghcr.io/imds-guard/imds-guard"
+	image     = "your-registry.invalid/imds-guard" // as in the plain manifests, see node/images.sh
 	taint     = "imds-guard.io/agent-not-ready"
 	condition = "IMDSProtected"
 )

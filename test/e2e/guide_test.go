@@ -50,7 +50,7 @@ func TestInstallGuide(t *testing.T) {
 		_, err := node.Try(append([]string{"kubectl"}, check...)...)
 		return err
 	})
-	const event = "iptables ipv4 rules were missing and were put right"
+	const event = "iptables ipv4 rules were missing and have been repaired"
 	wait(t, "the event", func() error {
 		times, messages, err := node.told(t, "IMDSRulesRepaired")
 		if err != nil {

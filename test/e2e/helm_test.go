@@ -127,7 +127,7 @@ func chart(t *testing.T) string {
 	return directory
 }
 
-// Helm runs helm with an administrator's rights in our namespace. Its failure is the test's.
+// Helm runs helm with an administrator's rights in our namespace, and says where the image is. Its failure is the test's.
 func (n *Node) Helm(t *testing.T, arguments ...string) {
 	t.Helper()
 	if out, err := n.helm(arguments...); err != nil {
@@ -140,7 +140,11 @@ func (n *Node) helm(arguments ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return n.Try(append([]string{binary, "--namespace", namespace}, arguments...)...)
+	arguments = append([]string{binary, "--namespace", namespace}, arguments...)
+	if slices.Contains(arguments, "install") || slices.Contains(arguments, "upgrade") {
+		arguments = append(arguments, "--set", "image.repository="+image)
+	}
+	return n.Try(arguments...)
 }
 
 // hasArgs wants the agent's flags to be these, and the one that the chart always sets.

@@ -33,7 +33,7 @@ func TestHostNetworkPods(t *testing.T) {
 		})
 	}
 	asker.waitRefused(t, "by its name")
-	named("and is refused")
+	named("and was refused")
 	quiet := asker.Answers()
 	agent := node.AgentPID(t) // which the API server tells
 
@@ -62,6 +62,6 @@ func TestHostNetworkPods(t *testing.T) {
 	node.Helm(t, "upgrade", "imds-guard", chart(t), "--reset-then-reuse-values", "--set", "agent.hostNetworkNamespaces={kube-system}",
 		"--set", "agent.hostNetworkPods=audit")
 	pod = node.waitAgent(t, "the agent that audits", hasArgs("--interface=eni+", "--host-network-pods=audit"))
-	named("and would be refused")
+	named("and would have been refused")
 	asker.WaitAnswers(t, 5)
 }

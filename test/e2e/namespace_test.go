@@ -102,10 +102,15 @@ func TestWrongNetworkNamespace(t *testing.T) {
 	}
 }
 
+// namespaceManifest is what an administrator makes before the chart's objects: see deploy/render.
+const namespaceManifest = `{apiVersion: v1, kind: Namespace, metadata: {name: imds-guard}}
+`
+
 // withoutHostNetwork returns the manifest of the agent with some values of the chart, less the one line.
 func (n *Node) withoutHostNetwork(t *testing.T, values ...string) string {
 	t.Helper()
-	arguments := []string{"template", "imds-guard", chart(t), "--namespace", namespace, "--set", "namespace.create=true"}
+	arguments := []string{"template", "imds-guard", chart(t), "--namespace", namespace, "--skip-tests",
+		"--set", "image.repository=" + image}
 	for _, value := range values {
 		arguments = append(arguments, "--set", value)
 	}
@@ -118,7 +123,7 @@ func (n *Node) withoutHostNetwork(t *testing.T, values ...string) string {
 	if strings.Count(manifest, line) != 1 {
 		t.Fatalf("the manifest has %d lines %q", strings.Count(manifest, line), line)
 	}
-	return strings.Replace(manifest, line, "", 1)
+	return namespaceManifest + strings.Replace(manifest, line, "", 1)
 }
 
 // runningAgent waits until the agent's container runs, ready or not, and returns the pod.

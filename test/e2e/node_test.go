@@ -278,6 +278,16 @@ func (n *Node) Apply(t *testing.T, manifest string) {
 	}
 }
 
+// dryRun says what the API server would say if a manifest's objects were created.
+func (n *Node) dryRun(manifest string) error {
+	cmd := n.command("kubectl", "create", "--dry-run=server", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifest)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
 // dial connects from the node's network namespace.
 func (n *Node) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	type result struct {

@@ -60,17 +60,9 @@ func TestPolicies(t *testing.T) {
 		"a probe of a neighbour": inContainer(probe("livenessProbe", tcp("fd00:ec2::253"))),
 		"a probe by a command":   inContainer(`readinessProbe: {exec: {command: ["true"]}}, lifecycle: {preStop: {sleep: {seconds: 1}}}`),
 	}
-	try := func(manifest string) error {
-		cmd := node.command("kubectl", "create", "--dry-run=server", "-f", "-")
-		cmd.Stdin = strings.NewReader(manifest)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	}
 	byItself := map[string]bool{}
 	for what, manifest := range refused {
-		err := try(manifest)
+		err := node.dryRun(manifest)
 		// Newer API servers refuse unusual spellings themselves.
 		if byItself[what] = err != nil && strings.Contains(err.Error(), "is invalid"); err != nil && !byItself[what] {
 			t.Fatalf("without the policies %s is refused: %v", what, err)
@@ -80,19 +72,19 @@ func TestPolicies(t *testing.T) {
 	policies := []string{"imds-guard-services", "imds-guard-probes"}
 	for i, first := range []string{"a slice", "a liveness probe"} {
 		wait(t, "the policy "+policies[i]+" to be in force", func() error {
-			if err := try(refused[first]); err == nil || !strings.Contains(err.Error(), policies[i]) {
+			if err := node.dryRun(refused[first]); err == nil || !strings.Contains(err.Error(), policies[i]) {
 				return fmt.Errorf("it says %v", err)
 			}
 			return nil
 		})
 	}
 	for what, manifest := range refused {
-		if err := try(manifest); err == nil || !byItself[what] && !strings.Contains(err.Error(), "ValidatingAdmissionPolicy 'imds-guard-") {
+		if err := node.dryRun(manifest); err == nil || !byItself[what] && !strings.Contains(err.Error(), "ValidatingAdmissionPolicy 'imds-guard-") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	for what, manifest := range allowed {
-		if err := try(manifest); err != nil {
+		if err := node.dryRun(manifest); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

@@ -7,14 +7,14 @@
 # there is known.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-dir=$(mktemp -d)
+dir=$(mktemp -d) logs=$(mktemp -d)
 booted=()
 # Background jobs take no Ctrl-C: each is a group of its own, and ended with its QEMU.
 set -m
 # shellcheck disable=SC2317  # the trap calls it
 end() {
   for pid in "${booted[@]}"; do kill -- "-$pid" 2>/dev/null || true; done
-  rm -rf "$dir"
+  rm -rf "$dir" "$logs"
 }
 trap end EXIT
 trap 'exit 130' INT TERM
@@ -37,13 +37,21 @@ run datapath
 run probe
 run netfilter
 run rules -test.run 'TestUnsupported|TestSelector|TestCleanupOfOurOwnTable'
-run agent -storm.time 15s -test.run 'Sockets|PastForward|Bypass|CheckProbe|HostNetworkPodsAlone|OffloadedFlow|AuditMode$|DriftIsRepaired|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|BothLayers|LostPieces|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|Paths|BesideTheVPCCNI|TestUpgrade|CutByTheRoute|TamperStorm'
+agent='Sockets|PastForward|AuditMode$|DriftIsRepaired|BothLayers|Paths|TestUpgrade|TamperStorm'
+# All of them under the oldest kernel: what it can, and this machine's, those between can.
+case $(uname -r) in
+6.1.*) agent=$agent'|Bypass|CheckProbe|HostNetworkPodsAlone|OffloadedFlow|ForeignRulesStay|OpenConnectionIsCut|WhoIsBlocked|LostPieces'
+  agent=$agent'|Degraded|WithoutIptables|RouteAlone|BeforeTheSink|BesideTheVPCCNI|CutByTheRoute' ;;
+esac
+run agent -storm.time 15s -test.run "$agent"
 exit $failed
 TEST
 failed=0
 for version in "$@"; do
-  (test/kernels/boot.sh "$version" "$dir" 1800 | sed -u "s/^/$version: /") &
+  (test/kernels/boot.sh "$version" "$dir" 1800 | sed -u "s/^/$version: /" | tee "$logs/$version") &
   booted+=($!)
 done
 for pid in "${booted[@]}"; do wait "$pid" || failed=1; done
+# Repeats what failed, which the agents' logs would bury.
+((!failed)) || grep -h -e '--- FAIL' -e '_test.go:' "$logs"/* || true
 exit $failed

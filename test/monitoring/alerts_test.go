@@ -5,6 +5,7 @@ package monitoring
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,9 +14,9 @@ import (
 )
 
 const (
-	alertsFile     = "../../deploy/chart/imds-guard/files/alerts.yaml"
-	alertTestsFile = "alerts.yaml"
-	runbooksURL    = "https://github.com/imds-guard/imds-guard/blob/main/docs/runbooks/"
+	alertsFile  = "../../deploy/chart/imds-guard/files/alerts.yaml"
+	alertTests  = "alerts*.yaml"
+	runbooksURL = "https://github.com/imds-guard/imds-guard/blob/main/docs/runbooks/"
 )
 
 type alert struct {
@@ -58,11 +59,20 @@ func readAlerts(t *testing.T) (alerts []alert) {
 	return alerts
 }
 
+func alertTestFiles(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob(alertTests)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("there is no file %s: %v", alertTests, err)
+	}
+	return files
+}
+
 func TestAlerts(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{"check", "rules", "--lint=all", "--lint-fatal", alertsFile},
-		{"test", "rules", alertTestsFile},
+		append([]string{"test", "rules"}, alertTestFiles(t)...),
 	} {
 		if out, err := exec.Command("promtool", args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
@@ -73,20 +83,22 @@ func TestAlerts(t *testing.T) {
 // TestAlertsBothWays: an alert is not tested before it was seen to fire, and to be silent.
 func TestAlertsBothWays(t *testing.T) {
 	t.Parallel()
-	var file struct {
-		Tests []struct {
-			Cases []struct {
-				Name   string `json:"alertname"`
-				Alerts []any  `json:"exp_alerts"`
-			} `json:"alert_rule_test"`
-		} `json:"tests"`
-	}
-	parse(t, alertTestsFile, &file)
 	fires, silent := map[string]bool{}, map[string]bool{}
-	for _, test := range file.Tests {
-		for _, c := range test.Cases {
-			fires[c.Name] = fires[c.Name] || len(c.Alerts) > 0
-			silent[c.Name] = silent[c.Name] || len(c.Alerts) == 0
+	for _, name := range alertTestFiles(t) {
+		var file struct {
+			Tests []struct {
+				Cases []struct {
+					Name   string `json:"alertname"`
+					Alerts []any  `json:"exp_alerts"`
+				} `json:"alert_rule_test"`
+			} `json:"tests"`
+		}
+		parse(t, name, &file)
+		for _, test := range file.Tests {
+			for _, c := range test.Cases {
+				fires[c.Name] = fires[c.Name] || len(c.Alerts) > 0
+				silent[c.Name] = silent[c.Name] || len(c.Alerts) == 0
+			}
 		}
 	}
 	for _, a := range readAlerts(t) {
@@ -104,14 +116,28 @@ func TestAlertsBothWays(t *testing.T) {
 func TestRunbooks(t *testing.T) {
 	t.Parallel()
 	for _, a := range readAlerts(t) {
-		if !slices.Contains([]string{"critical", "warning"}, a.Labels["severity"]) {
-			t.Errorf("%s has the severity %q", a.Alert, a.Labels["severity"])
-		}
-		if a.Annotations["summary"] == "" || a.Annotations["description"] == "" {
-			t.Errorf("%s lacks a summary or a description", a.Alert)
-		}
 		if want := runbooksURL + a.Alert + ".md"; a.Annotations["runbook_url"] != want {
 			t.Errorf("%s has the runbook %q, want %q", a.Alert, a.Annotations["runbook_url"], want)
+		}
+	}
+}
+
+// TestAlertLabels: what Alertmanager routes by, and what it shows of a group of alerts.
+func TestAlertLabels(t *testing.T) {
+	t.Parallel()
+	for _, a := range readAlerts(t) {
+		if !slices.Contains([]string{"critical", "warning", "info"}, a.Labels["severity"]) {
+			t.Errorf("%s has the severity %q", a.Alert, a.Labels["severity"])
+		}
+		if a.Labels["namespace"] != "imds-guard" {
+			t.Errorf("%s has the namespace %q: no AlertmanagerConfig routes it", a.Alert, a.Labels["namespace"])
+		}
+		if a.Annotations["description"] == "" {
+			t.Errorf("%s has no description", a.Alert)
+		}
+		// One that names a node differs within a group, and Alertmanager's templates show what all have in common.
+		if summary := a.Annotations["summary"]; summary == "" || strings.Contains(summary, "{{") {
+			t.Errorf("%s has the summary %q, which is to be the same on every node", a.Alert, summary)
 		}
 	}
 }

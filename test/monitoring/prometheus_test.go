@@ -24,7 +24,8 @@ import (
 const metricsFile = "../../docs/reference/metrics.md"
 
 // foreign are the metrics of kube-state-metrics that alerts and dashboard use; there is none here.
-var foreign = []string{"kube_node_info", "kube_node_status_condition", "kube_daemonset_status_desired_number_scheduled"}
+var foreign = []string{"kube_node_info", "kube_node_status_condition", "kube_node_spec_taint",
+	"kube_daemonset_status_desired_number_scheduled"}
 
 // The hash is bcrypt's of the password "example".
 const webConfig = `tls_server_config:

@@ -48,7 +48,8 @@ type series struct {
 	Values string `json:"values"`
 }
 
-// inputSeries are all series of the fleet, and the nodes by kube-state-metrics; f has no agent.
+// inputSeries are all series of the fleet, and the nodes by kube-state-metrics; f has no agent. Another cluster doesn't have
+// the DaemonSet.
 func inputSeries() (all []series) {
 	seen := map[string]int{}
 	add := func(name, labels, values string) {
@@ -91,7 +92,9 @@ func inputSeries() (all []series) {
 		ready := fmt.Sprintf(`kube_node_status_condition{node="%c", condition="Ready", status="true"}`, node)
 		all = append(all, series{ready, "1x40"})
 	}
-	return all
+	return append(all,
+		series{`kube_daemonset_status_desired_number_scheduled{daemonset="imds-guard"}`, "6x40"},
+		series{`kube_node_status_condition{cluster="other", node="a", condition="Ready", status="true"}`, "1x40"})
 }
 
 // byNode are samples with a node's labels, and layered those of what the layers have in common.

@@ -1,9 +1,9 @@
-// Package openfiles raises the limit of open files (RLIMIT_NOFILE, getrlimit(2)) while the program is initialized: before
-// main, packages of others open files already (google.golang.org/protobuf/internal/detrand), and with too few of them that
-// alone makes the Go runtime throw (runtime/netpoll_epoll.go, netpollinit).
+// Package openfiles raises the limit of open files (RLIMIT_NOFILE, getrlimit(2)) during the program's initialization: some
+// dependencies open files before main (google.golang.org/protobuf/internal/detrand), and with too low a limit that alone
+// makes the Go runtime throw (runtime/netpoll_epoll.go, netpollinit).
 //
-// It is initialized before those, because the linker takes the first by import path of the packages whose imports are
-// ready (cmd/link/internal/ld/inittask.go), and it imports next to nothing.
+// It is initialized before those because it imports next to nothing, and the linker picks, among the packages whose imports
+// are ready, the first by import path (cmd/link/internal/ld/inittask.go).
 package openfiles
 
 import (
@@ -13,23 +13,22 @@ import (
 )
 
 const (
-	// Limit is how many the program and each of its commands may open: the kernel's default (INR_OPEN_CUR, linux/fs.h),
-	// and what every program can stand, those that use select(2) included.
+	// Limit is how many files the program and each of its commands may open: the kernel's default (INR_OPEN_CUR, linux/fs.h),
+	// with which every program works, including those that use select(2).
 	Limit = 1024
-	// Least is what the agent must not do without. 17 were seen open while nothing happened and 25 while both families were
-	// being repaired; its two servers may hold 256 connections (pkg/connlimit). The rest is in reserve.
+	// Least is the minimum for the agent. 17 were open while nothing happened and 25 while both families were being repaired;
+	// its two servers may hold 256 connections (pkg/connlimit). The rest is in reserve.
 	Least = 512
-	// hopeless is less than what the runtime and the initialization of packages need, with some to spare: 8 were seen to be
-	// enough.
+	// hopeless is less than the runtime and the initialization of packages need, with some margin: 8 turned out to be enough.
 	hopeless = 12
 )
 
-// Err says that there are less than Least, and what can be done. A limit that can't be read is no error.
+// Err says that there are fewer than Least, and what to do about it. A limit that can't be read is not an error.
 var Err error
 
-// init sets the soft limit to Limit, and the hard limit if that is lower and the kernel permits it (CAP_SYS_RESOURCE). It
-// does so even where they are high enough: the runtime has raised the soft limit for itself, and would give the commands
-// the one from before, which may be too low for them (syscall/rlimit.go).
+// init sets the soft limit to Limit, and the hard limit too if it is lower and the kernel permits it (CAP_SYS_RESOURCE). It
+// does so even where they are high enough: the runtime has raised the soft limit for itself only, and would start commands with
+// the original one, which may be too low for them (syscall/rlimit.go).
 func init() {
 	var had syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &had) != nil {

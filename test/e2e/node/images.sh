@@ -84,9 +84,10 @@ test_images() {
   done
 }
 
-# Go's caches are this machine's, so that a run compiles what has changed. The build is the Dockerfile's all the same.
+# Go's caches are this machine's, so that a run compiles what has changed. The build is the Dockerfile's all the same. The name is
+# what the plain manifests have, so that they can be applied as they are.
 own_image() {
-  local name=ghcr.io/imds-guard/imds-guard release
+  local name=your-registry.invalid/imds-guard release
   for release in "${releases[@]}"; do
     progress "building $name:$release from the Dockerfile"
     build "$name:$release" "$state/images/$release.tar" --build-arg "VERSION=$release" --build-arg COMMIT=e2e \

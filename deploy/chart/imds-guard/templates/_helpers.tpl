@@ -1,8 +1,57 @@
 {{/* What more than one template needs. */}}
 
+{{- define "imds-guard.name" -}}
+{{ .Values.nameOverride | default "imds-guard" }}
+{{- end }}
+
+{{/* Of every object, with a suffix for some. Not the release's name: there is one release in a cluster. */}}
+{{- define "imds-guard.fullname" -}}
+{{ .Values.fullnameOverride | default (include "imds-guard.name" .) }}
+{{- end }}
+
+{{/*
+The labels of an object: (dict "root" $ "component" … "more" …), both optional. A component other than the agent has a name of its
+own, so that nothing that selects the agents' pods selects its pods.
+*/}}
+{{- define "imds-guard.labels" -}}
+{{- $chart := printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- $helm := dict "helm.sh/chart" $chart "app.kubernetes.io/managed-by" .root.Release.Service }}
+{{- $version := dict "app.kubernetes.io/version" (.root.Chart.AppVersion | replace "+" "_" | trunc 63) }}
+{{- merge (include "imds-guard.podLabels" . | fromYaml) $helm $version | toYaml }}
+{{- end }}
+
+{{/* The labels of a pod, the same without those that change with every version. */}}
+{{- define "imds-guard.podLabels" -}}
+{{- $component := .component | default "agent" }}
+{{- $labels := include "imds-guard.selector" . | fromYaml }}
+{{- $instance := dict "app.kubernetes.io/instance" .root.Release.Name "app.kubernetes.io/component" $component "app.kubernetes.io/part-of" "imds-guard" }}
+{{- mergeOverwrite $instance (.root.Values.commonLabels | default dict | deepCopy) $labels (.more | default dict | deepCopy) | toYaml }}
+{{- end }}
+
+{{/* What selects a component's pods. It can't be changed in a DaemonSet that is there. */}}
+{{- define "imds-guard.selector" -}}
+app.kubernetes.io/name: {{ include "imds-guard.name" .root }}{{ with .component }}-{{ . }}{{ end }}
+{{- end }}
+
 {{- define "imds-guard.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- $repository := .Values.image.repository }}
+{{- if not $repository }}
+{{- fail "image.repository is required, as there is no public image of imds-guard: build and push one (README.md, Install on a cluster), and say where it is, without a tag, such as --set image.repository=registry.example.com/imds-guard" }}
+{{- end }}
+{{- with (.Values.global).imageRegistry }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") }}
+{{- end -}}
+{{ $repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- with .Values.image.digest }}@{{ . }}{{ end }}
+{{- end }}
+
+{{/* Whether a part of the chart is made: not if it is turned off, but if the values are from before one could do that. */}}
+{{- define "imds-guard.creates" -}}
+{{- if ne (toString (. | default dict).create) "false" }}true{{ end }}
+{{- end }}
+
+{{- define "imds-guard.serviceAccountName" -}}
+{{ .Values.serviceAccount.name | default (include "imds-guard.fullname" .) }}
 {{- end }}
 
 {{/* auto, on or off. YAML reads an unquoted on or off as a boolean. */}}

@@ -1,4 +1,4 @@
-{{/* What the pods of the agent and of the cleanup have in common: both edit the node's iptables. */}}
+{{/* What pods have in common: those of the agent and of the cleanup, which both edit the node's iptables, and those of the test. */}}
 
 {{- define "imds-guard.placement" -}}
 # The rules belong into the node's network namespace, not into the pod's.
@@ -14,20 +14,26 @@ priorityClassName: {{ . }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.nodeSelector }}
+{{ include "imds-guard.nodes" . | trim }}
+{{- end }}
+
+{{/* On which nodes imds-guard is, and how they get its image. */}}
+{{- define "imds-guard.nodes" -}}
+{{- with .Values.nodeSelector -}}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.affinity }}
-# Fargate nodes run no DaemonSets. Their taint would say so, but is tolerated
-# above: pods would stay Pending for ever.
+{{ end }}
+{{- with .Values.affinity -}}
+# Fargate nodes run no DaemonSets. Their taint would say so, but the agent
+# tolerates it, and its pods would stay Pending for ever. Hybrid nodes are not in
+# EC2, and have no metadata service.
 affinity:
   {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.image.pullSecrets }}
+{{ end }}
+{{- with concat (.Values.imagePullSecrets | default list) (.Values.image.pullSecrets | default list) -}}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
-{{- end }}
+{{ end }}
 {{- end }}
 
 {{- define "imds-guard.addresses" -}}
@@ -69,6 +75,18 @@ privileged: true
 {{- end }}
 # It writes nothing but the mounts below.
 readOnlyRootFilesystem: true
+{{- end }}
+
+{{/* For a container that touches nothing on the node. */}}
+{{- define "imds-guard.unprivileged" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 65535
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
 {{- end }}
 
 {{- define "imds-guard.volumeMounts" -}}
