@@ -8,7 +8,7 @@ COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 IMAGE   ?= ghcr.io/imds-guard/imds-guard:v0.1.0
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help demo test test-kernels e2e build bench lint fuzz image manifests clean
+.PHONY: help demo test test-kernels e2e build bench lint notices fuzz image manifests clean
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,13 +44,17 @@ bench: build ## measure, print a table, write docs/benchmarks.md (about ten minu
 	@hack/packages iptables nftables iproute2
 	go run ./test/bench --guard bin/imds-guard --out docs/benchmarks.md
 
-lint: ## gofmt, go vet, staticcheck, shellcheck
+lint: ## gofmt, go vet, staticcheck, licences of dependencies, shellcheck
 	@hack/packages shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt these:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet -tags e2e,figures,kernels ./...
 	cd tools && go vet ./...
 	go tool -modfile=tools/go.mod staticcheck -tags e2e,figures,kernels ./...
+	cd tools && go run ./licenses ..
 	shellcheck -x -P SCRIPTDIR hack/packages deploy/render .ci/run test/e2e/node/*.sh test/e2e/images/firewalls/firewalls test/kernels/*.sh
+
+notices: ## THIRD_PARTY_NOTICES, from the modules' licences
+	cd tools && go run ./licenses --write ..
 
 fuzz: ## fuzz what parses foreign text, a minute each
 	go test ./pkg/rules -run '^$$' -fuzz FuzzParseLine -fuzztime 1m
