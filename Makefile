@@ -6,7 +6,6 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 IMAGE   ?= ghcr.io/imds-guard/imds-guard:v0.1.0
-LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 .PHONY: help demo test test-kernels e2e build bench lint notices fuzz image manifests clean
 
@@ -38,7 +37,7 @@ e2e: build bin/helm ## every test on a real Kubernetes node, which is built firs
 	E2E_FIGURES=$(abspath $(FIGURES)) go test $(e2e_flags) -count=1 -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
 build: ## bin/imds-guard, static, and the kubectl plugin
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/imds-guard ./cmd/kubectl-imds_guard
+	VERSION=$(VERSION) COMMIT=$(COMMIT) hack/build bin ./cmd/imds-guard ./cmd/kubectl-imds_guard
 
 bench: build ## measure, print a table, write docs/benchmarks.md (about ten minutes)
 	@hack/packages iptables nftables iproute2
@@ -51,7 +50,7 @@ lint: ## gofmt, go vet, staticcheck, licences of dependencies, shellcheck
 	cd tools && go vet ./...
 	go tool -modfile=tools/go.mod staticcheck -tags e2e,figures,kernels ./...
 	cd tools && go run ./licenses ..
-	shellcheck -x -P SCRIPTDIR hack/packages deploy/render .ci/run test/e2e/node/*.sh test/e2e/images/firewalls/firewalls test/kernels/*.sh
+	shellcheck -x -P SCRIPTDIR hack/build hack/packages deploy/render .ci/run test/e2e/node/*.sh test/e2e/images/firewalls/firewalls test/kernels/*.sh
 
 notices: ## THIRD_PARTY_NOTICES, from the modules' licences
 	cd tools && go run ./licenses --write ..
