@@ -7,7 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 IMAGE   ?= ghcr.io/imds-guard/imds-guard:v0.1.0
 
-.PHONY: help demo test test-kernels e2e build bench lint notices fuzz image manifests clean
+.PHONY: help demo test test-release test-kernels e2e build bench lint notices fuzz image manifests release clean
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ demo: build bin/ec2-metadata-mock ## see it work, in half a minute, on this mach
 test: bin/helm bin/awsclient ## every test: both backends, both families, real packets (needs root)
 	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus curl python3-botocore awscli
 	go test -race -timeout 30m ./...
+
+test-release: bin/helm ## make a release twice, in two places, and compare and look into what that made
+	cd tools && HELM=$(abspath bin/helm) go test -count=1 -timeout 20m -v ./release
 
 test-kernels: ## the enforcement tests under kernels of EKS nodes, 6.1 and 6.12, in QEMU without KVM
 	@hack/packages qemu-system-x86 busybox-static kmod cpio dash xz-utils ipvsadm iptables nftables iproute2 util-linux
@@ -68,8 +71,16 @@ image: ## the container image, by docker, podman or buildah, whichever is there
 manifests: bin/helm ## deploy/*.yaml, from the chart
 	deploy/render bin/helm deploy
 
-clean: ## remove bin/
-	rm -rf bin
+# What the releaser has to decide has no default: see docs/releasing.md.
+given = $(if $(filter command environment,$(firstword $(origin $(1)))),$($(1)))
+URL ?= https://github.com/imds-guard/imds-guard/releases/download/$(VERSION)
+PLUGINS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64
+release: bin/helm ## dist/, all that a release publishes: make release VERSION=v1.2.3 IMAGE=registry.example.com/imds-guard
+	@cd tools && go run ./release --version '$(call given,VERSION)' --image '$(call given,IMAGE)' --url '$(URL)' \
+	  --plugins '$(PLUGINS)' --sources '$(if $(SOURCES),$(abspath $(SOURCES)))' --repository '$(CURDIR)' --helm '$(CURDIR)/bin/helm' --out '$(CURDIR)/dist'
+
+clean: ## remove bin/ and dist/
+	rm -rf bin dist dist.new
 
 # AWS's own mock of the endpoint, so that what answers in the demo is not ours.
 bin/ec2-metadata-mock: tools/go.mod
