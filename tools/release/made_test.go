@@ -127,7 +127,8 @@ func (m *made) testProgram(t *testing.T, archive, program string, p platform) {
 		t.Fatal(err)
 	}
 	out, err := exec.Command(file, "version").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), program+" "+testVersion+"\ncommit "+m.commit[:12]+"\n") {
+	name := strings.Replace(program, "kubectl-imds_guard", "kubectl imds-guard", 1)
+	if err != nil || !strings.Contains(string(out), name+" "+testVersion+"\ncommit "+m.commit[:12]+"\n") {
 		t.Errorf("%s version: %v: %s", program, err, out)
 	}
 }

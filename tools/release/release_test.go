@@ -63,7 +63,12 @@ func TestRefused(t *testing.T) {
 		{"no platform", []string{"VERSION=v1.2.3", "IMAGE=" + testImage, "PLUGINS=linux"}, nil, []string{"PLUGINS has linux, which is not"}},
 		{"no address", []string{"VERSION=v1.2.3", "IMAGE=" + testImage, "URL=ftp"}, nil, []string{"URL=ftp is not"}},
 		{"tagged elsewhere", []string{"VERSION=v1.2.3", "IMAGE=" + testImage}, func() error {
-			_, err := command(tree, nil, "git", "tag", "v1.2.3", "HEAD~1")
+			// Not HEAD~1: a shallow clone has none.
+			commit, err := command(tree, nil, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit-tree", "-m", "another", "HEAD^{tree}")
+			if err != nil {
+				return err
+			}
+			_, err = command(tree, nil, "git", "tag", "v1.2.3", strings.TrimSpace(commit))
 			return err
 		}, []string{"VERSION=v1.2.3 is tagged already"}},
 		{"changed work tree", []string{"VERSION=v2.0.0", "IMAGE=" + testImage}, func() error {
