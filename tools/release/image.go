@@ -65,12 +65,7 @@ func (r *release) root(p platform) string { return filepath.Join(r.stages(p), "i
 
 // makeRoot makes what the Dockerfile's stage iptables makes.
 func (r *release) makeRoot(p platform) error {
-	sources, err := filepath.Glob(filepath.Join(r.repository, "hack/rootfs/*.go"))
-	if err != nil {
-		return err
-	}
-	args := append([]string{"run"}, sources...)
-	_, err = command("", nil, "go", append(args, "--arch", p.arch, "--out", r.root(p), "--sources", r.sources)...)
+	_, err := command(r.repository, nil, "go", "run", "./hack/rootfs", "--arch", p.arch, "--out", r.root(p), "--sources", r.sources)
 	return err
 }
 
