@@ -118,7 +118,7 @@ func (r *release) buildImage(recipe *recipe, p platform) (*builtImage, error) {
 
 // addCopied adds what COPY copies: what is in a directory, or files.
 func (r *release) addCopied(archive *tar.Writer, from string, sources []string, dest string) error {
-	under := strings.TrimPrefix(path.Dir(dest+"x")+"/", "/") // dest itself, if it ends in a slash
+	under := strings.TrimLeft(path.Dir(dest+"x")+"/", "/") // dest itself, if it ends in a slash
 	for parent := range parents(under) {
 		header := &tar.Header{Typeflag: tar.TypeDir, Name: parent, Mode: 0o755, ModTime: r.time, Format: tar.FormatPAX}
 		if err := archive.WriteHeader(header); err != nil {
@@ -148,7 +148,7 @@ func (r *release) addCopied(archive *tar.Writer, from string, sources []string, 
 func parents(dir string) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		for i, c := range dir {
-			if c == '/' && i > 0 && !yield(dir[:i+1]) {
+			if c == '/' && !yield(dir[:i+1]) {
 				return
 			}
 		}
