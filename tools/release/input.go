@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -14,6 +16,8 @@ import (
 // input is what the releaser decides.
 type input struct {
 	version, image, url string
+	plugins             string // platforms
+	sources             string // apt's, a file; none: this machine's
 }
 
 // check names each variable of `make release` that is wrong, and what to give.
@@ -32,12 +36,31 @@ func (in input) check() error {
 	} else if _, err := name.NewRepository(in.image); err != nil {
 		problems = append(problems, fmt.Errorf("IMAGE=%s is not a repository without a tag, such as "+
 			"registry.example.com/imds-guard (the tag is VERSION): %w", in.image, err))
+	} else if _, err := name.NewRepository(in.image, name.StrictValidation); err != nil {
+		problems = append(problems, fmt.Errorf("IMAGE=%s lacks the registry or the path in it, and nodes would ask Docker Hub: "+
+			"give both, such as registry.example.com/imds-guard (Docker Hub is docker.io/OWNER/imds-guard)", in.image))
 	}
 	if !strings.HasPrefix(in.url, "https://") {
 		problems = append(problems, fmt.Errorf("URL=%s is not where the archives will be downloaded from: give an https:// address, "+
 			"to which the file name is added", in.url))
 	}
 	return errors.Join(problems...)
+}
+
+// readSources reads the apt sources that are given.
+func (r *release) readSources() error {
+	if r.sources == "" {
+		return nil
+	}
+	text, err := os.ReadFile(r.sources)
+	if err == nil && len(bytes.TrimSpace(text)) == 0 {
+		err = errors.New("it is empty")
+	}
+	if err != nil {
+		return fmt.Errorf("SOURCES=%s can't be read: give a file of apt sources, or leave it out: %w", r.sources, err)
+	}
+	r.apt = string(text)
+	return nil
 }
 
 // readCommit reads what is released, and refuses a work tree that is something else.
