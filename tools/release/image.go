@@ -31,7 +31,7 @@ type builtImage struct {
 
 // makeImage writes the archive and the SBOMs, and returns the digest by which nodes pull the image.
 func (r *release) makeImage() (digest string, err error) {
-	recipe, err := readRecipe(filepath.Join(r.repository, "Dockerfile"), map[string]string{"VERSION": r.version, "COMMIT": r.commit[:12]})
+	recipe, err := readRecipe(filepath.Join(r.source, "Dockerfile"), map[string]string{"VERSION": r.version, "COMMIT": r.commit[:12]})
 	if err != nil {
 		return "", err
 	}
@@ -65,7 +65,7 @@ func (r *release) root(p platform) string { return filepath.Join(r.stages(p), "i
 
 // makeRoot makes what the Dockerfile's stage iptables makes.
 func (r *release) makeRoot(p platform) error {
-	_, err := command(r.repository, nil, "go", "run", "./hack/rootfs", "--arch", p.arch, "--out", r.root(p), "--sources", r.sources)
+	_, err := command(r.source, nil, "go", "run", "./hack/rootfs", "--arch", p.arch, "--out", r.root(p), "--sources", r.sources)
 	return err
 }
 
@@ -86,7 +86,7 @@ func (r *release) buildImage(recipe *recipe, p platform) (*builtImage, error) {
 		return nil, err
 	}
 	for _, copied := range recipe.copies {
-		from := r.repository
+		from := r.source
 		if copied.From != "" {
 			from = filepath.Join(stages, copied.From)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -65,7 +66,7 @@ func (r *release) readSources() error {
 
 // readCommit reads what is released, and refuses a work tree that is something else.
 func (r *release) readCommit() error {
-	changes, err := r.git("status", "--porcelain")
+	changes, err := r.git("status", "--porcelain", "--untracked-files=normal")
 	if err != nil {
 		return err
 	}
@@ -89,6 +90,22 @@ func (r *release) readCommit() error {
 	}
 	r.time, err = time.Parse(time.RFC3339, date)
 	r.time = r.time.UTC()
+	return err
+}
+
+// export writes the commit's files to where all is made of them. In the work tree there may be others that git says nothing of, such
+// as an editor's copies that it ignores; and Helm would pack them.
+func (r *release) export() error {
+	archive := filepath.Join(r.work, "source.tar")
+	// As they are in the commit, whatever the end of a line is here.
+	if _, err := r.git("-c", "core.autocrlf=false", "-c", "core.eol=lf", "archive", "--format=tar", "--output", archive, r.commit); err != nil {
+		return err
+	}
+	r.source = filepath.Join(r.work, "source")
+	if err := os.Mkdir(r.source, 0o755); err != nil {
+		return err
+	}
+	_, err := command(r.source, nil, "tar", "-xf", archive)
 	return err
 }
 

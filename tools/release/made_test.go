@@ -239,6 +239,11 @@ func (m *made) testChart(t *testing.T) {
 			t.Errorf("the chart has no %s", file)
 		}
 	}
+	for file := range files {
+		if strings.Contains(file, "stray") {
+			t.Errorf("the chart has %s, which no commit has", file)
+		}
+	}
 	chart, err := command(m.dir, nil, os.Getenv("HELM"), "show", "chart", name)
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 type release struct {
 	input
 	repository string     // the work tree
+	source     string     // the commit's files: all is made of these
 	out        string     // where everything goes
 	work       string     // what only this program needs
 	helm       string     // the program
@@ -56,6 +57,9 @@ func (r *release) run() error {
 		return err
 	}
 	defer os.RemoveAll(r.work)
+	if err := r.export(); err != nil {
+		return err
+	}
 	// Half a release must not look like one.
 	final := r.out
 	r.out += ".new"

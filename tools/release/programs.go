@@ -91,7 +91,7 @@ func (r *release) binary(program string, p platform) string {
 // makeProgram compiles a program and makes its archive and its SBOM.
 func (r *release) makeProgram(program string, p platform) (archive, sum string, err error) {
 	binary := r.binary(program, p)
-	_, err = command(r.repository, []string{"GOOS=" + p.os, "GOARCH=" + p.arch, "VERSION=" + r.version, "COMMIT=" + r.commit[:12]},
+	_, err = command(r.source, []string{"GOOS=" + p.os, "GOARCH=" + p.arch, "VERSION=" + r.version, "COMMIT=" + r.commit[:12]},
 		"hack/build", filepath.Dir(binary), "./cmd/"+program)
 	if err != nil {
 		return "", "", err
@@ -99,7 +99,7 @@ func (r *release) makeProgram(program string, p platform) (archive, sum string, 
 	name := fmt.Sprintf("%s_%s_%s", program, r.version, p)
 	files := []string{binary}
 	for _, file := range legal {
-		files = append(files, filepath.Join(r.repository, file))
+		files = append(files, filepath.Join(r.source, file))
 	}
 	format, pack := ".tar.gz", tarGzOf
 	if p.os == "windows" {

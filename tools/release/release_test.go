@@ -27,6 +27,7 @@ func TestRelease(t *testing.T) {
 		// Somebody else, who compiles their own programs in another way.
 		{tree: clone(t, commit), umask: "077", env: []string{"TZ=Pacific/Auckland", "GOARM64=v9.0", "GOFLAGS=-tags=elsewhere"}},
 	}
+	hide(t, builders[0].tree)
 	both := []*made{builders[0].make(t), builders[1].make(t)}
 	// Debian publishes when it wants to, in between as well: then the older one is made again.
 	for again := 0; !reflect.DeepEqual(both[0].madeOf(t), both[1].madeOf(t)); again++ {
@@ -94,6 +95,9 @@ func TestRefused(t *testing.T) {
 			return err
 		}, []string{"VERSION=v1.2.3 is tagged already"}},
 		{"changed work tree", []string{"VERSION=v2.0.0", to}, func() error {
+			if _, err := command(tree, nil, "git", "config", "status.showUntrackedFiles", "no"); err != nil {
+				return err
+			}
 			return os.WriteFile(filepath.Join(tree, "deploy/new.yaml"), nil, 0o644)
 		}, []string{"the work tree has changes (?? deploy/new.yaml)"}},
 	} {
@@ -152,6 +156,24 @@ func clone(t *testing.T, commit string) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// hide changes a work tree in ways that `git status` is silent about.
+func hide(t *testing.T, tree string) {
+	t.Helper()
+	git(t, "-C", tree, "update-index", "--assume-unchanged", "LICENSE")
+	for name, content := range map[string]string{
+		"LICENSE":           "another licence\n",
+		".git/info/exclude": "*~\n",
+		"deploy/chart/imds-guard/templates/stray.yaml~": "apiVersion: v1\nkind: Secret\nmetadata:\n  name: stray\n",
+	} {
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if changes := git(t, "-C", tree, "status", "--porcelain"); changes != "" {
+		t.Fatalf("git does see %s", changes)
+	}
 }
 
 // builder is somebody who makes releases.
