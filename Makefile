@@ -21,8 +21,9 @@ test: bin/helm bin/awsclient ## run every Go test: both backends, both families,
 	@hack/packages gcc libc6-dev iptables nftables iproute2 util-linux prometheus curl python3-botocore awscli
 	go test -race -timeout 30m ./...
 
-test-release: bin/helm ## make a release twice, in two places; compare and inspect both
-	cd tools && HELM=$(abspath bin/helm) go test -count=1 -timeout 20m -v ./release
+test-release: bin/helm ## make a release twice, in two places; compare and inspect both; test the licence check
+	@hack/packages git
+	cd tools && HELM=$(abspath bin/helm) go test -count=1 -timeout 20m -v ./release ./licenses
 
 test-kernels: ## run the enforcement tests under the kernels of EKS nodes, 6.1 and 6.12, in QEMU without KVM
 	@hack/packages qemu-system-x86 busybox-static kmod cpio dash xz-utils ipvsadm iptables nftables iproute2 util-linux
@@ -48,11 +49,12 @@ bench: build ## run the benchmarks and write docs/benchmarks.md (13 minutes)
 	go run ./test/bench --guard bin/imds-guard --out docs/benchmarks.md
 
 lint: ## run gofmt, go vet, staticcheck, shellcheck, and check the licences of dependencies
-	@hack/packages shellcheck
+	@hack/packages git shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'run gofmt on:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet -tags e2e,figures,kernels ./...
 	cd tools && go vet ./...
 	go tool -modfile=tools/go.mod staticcheck -tags e2e,figures,kernels ./...
+	cd tools && go tool staticcheck ./...
 	cd tools && go run ./licenses ..
 	shellcheck -x -P SCRIPTDIR hack/build hack/packages deploy/render .ci/run test/e2e/node/*.sh test/e2e/images/firewalls/firewalls test/kernels/*.sh
 

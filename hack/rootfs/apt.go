@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -90,24 +91,39 @@ func sourcesList(file string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	mirrors := map[string]string{}
+	return debianSources(uris, codename)
+}
+
+// debianSources is Debian's suite from the mirrors among what apt would fetch here, where the release is codename. A third party's
+// source may have suites of the same names, but hardly a suite of updates: that is how Debian's own is told.
+func debianSources(uris, codename string) (string, error) {
+	mirrors := map[string][]string{}
 	for line := range strings.Lines(uris) {
 		quoted, _, _ := strings.Cut(line, " ")
 		uri, isRelease := strings.CutSuffix(strings.Trim(quoted, "'"), "/InRelease")
-		if mirror, release, ok := strings.Cut(uri, "/dists/"); ok && isRelease {
-			mirrors[release] = mirror
+		if mirror, release, ok := strings.Cut(uri, "/dists/"); ok && isRelease && !slices.Contains(mirrors[release], mirror) {
+			mirrors[release] = append(mirrors[release], mirror)
 		}
+	}
+	if ours := slices.DeleteFunc(slices.Clone(mirrors[codename]), func(mirror string) bool {
+		return !slices.Contains(mirrors[codename+"-updates"], mirror)
+	}); len(ours) > 0 {
+		mirrors[codename] = ours
 	}
 	var list strings.Builder
 	for _, source := range []struct{ here, there string }{
 		{codename, suite}, {codename, suite + "-updates"}, {codename + "-security", suite + "-security"},
 	} {
-		mirror, ok := mirrors[source.here]
-		if !ok {
+		found := mirrors[source.here]
+		switch {
+		case len(found) == 0:
 			return "", fmt.Errorf("apt has no source for %s on this machine, so where Debian's packages are is not known: "+
-				"add it, or name a file of sources for %s with --sources", source.here, suite)
+				"add it, or name a file of sources for %s with --sources (SOURCES of `make release`)", source.here, suite)
+		case len(found) > 1:
+			return "", fmt.Errorf("apt has several sources for %s on this machine (%s), so which is Debian's is not known: "+
+				"leave one, or name a file of sources for %s with --sources (SOURCES of `make release`)", source.here, strings.Join(found, ", "), suite)
 		}
-		fmt.Fprintf(&list, "deb [signed-by=%s] %s %s main\n", keyring, mirror, source.there)
+		fmt.Fprintf(&list, "deb [signed-by=%s] %s %s main\n", keyring, found[0], source.there)
 	}
 	return list.String(), nil
 }
@@ -126,7 +142,8 @@ func debianRelease() (string, error) {
 		}
 	}
 	if fields["ID"] != "debian" || fields["VERSION_CODENAME"] == "" {
-		return "", fmt.Errorf("this machine is no Debian release (/etc/os-release): name a file of apt sources for %s with --sources", suite)
+		return "", fmt.Errorf("this machine is no Debian release (/etc/os-release): name a file of apt sources for %s with --sources "+
+			"(SOURCES of `make release`)", suite)
 	}
 	return fields["VERSION_CODENAME"], nil
 }

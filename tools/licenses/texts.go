@@ -145,5 +145,8 @@ func standardLibrary() (text, error) {
 		return text{}, fmt.Errorf("go env GOROOT: %w", err)
 	}
 	content, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), "LICENSE"))
-	return text{module: "std", path: "LICENSE", content: string(content)}, err
+	if err != nil {
+		return text{}, fmt.Errorf("this Go has no licence, as a Linux distribution's may not: use the one from https://go.dev/dl: %w", err)
+	}
+	return text{module: "std", path: "LICENSE", content: string(content)}, nil
 }

@@ -63,6 +63,10 @@ func readRecipe(dockerfile string, args map[string]string) (*recipe, error) {
 				known[arg.Key] = value
 			}
 		case *instructions.CopyCommand:
+			if command.Chmod != "" || command.Chown != "" || len(command.ExcludePatterns) > 0 || command.Parents || command.Link ||
+				len(command.SourceContents) > 0 {
+				return nil, fmt.Errorf("%s: the release can't carry out %s: it knows files and --from", dockerfile, command)
+			}
 			r.copies = append(r.copies, command)
 		case *instructions.EnvCommand:
 			for _, pair := range command.Env {
@@ -73,8 +77,14 @@ func readRecipe(dockerfile string, args map[string]string) (*recipe, error) {
 				r.config.Labels[pair.Key] = pair.Value
 			}
 		case *instructions.EntrypointCommand:
+			if command.PrependShell {
+				return nil, fmt.Errorf("%s: the image has no shell for %s: write a list", dockerfile, command)
+			}
 			r.config.Entrypoint = command.CmdLine
 		case *instructions.CmdCommand:
+			if command.PrependShell {
+				return nil, fmt.Errorf("%s: the image has no shell for %s: write a list", dockerfile, command)
+			}
 			r.config.Cmd = command.CmdLine
 		default:
 			return nil, fmt.Errorf("%s: the release can't carry out %s", dockerfile, strings.ToUpper(command.Name()))

@@ -31,7 +31,7 @@ type builtImage struct {
 
 // makeImage writes the archive and the SBOMs, and returns the digest by which nodes pull the image.
 func (r *release) makeImage() (digest string, err error) {
-	recipe, err := readRecipe(filepath.Join(r.repository, "Dockerfile"), map[string]string{"VERSION": r.version, "COMMIT": r.commit[:12]})
+	recipe, err := readRecipe(filepath.Join(r.source, "Dockerfile"), map[string]string{"VERSION": r.version, "COMMIT": r.commit[:12]})
 	if err != nil {
 		return "", err
 	}
@@ -65,12 +65,7 @@ func (r *release) root(p platform) string { return filepath.Join(r.stages(p), "i
 
 // makeRoot makes what the Dockerfile's stage iptables makes.
 func (r *release) makeRoot(p platform) error {
-	sources, err := filepath.Glob(filepath.Join(r.repository, "hack/rootfs/*.go"))
-	if err != nil {
-		return err
-	}
-	args := append([]string{"run"}, sources...)
-	_, err = command("", nil, "go", append(args, "--arch", p.arch, "--out", r.root(p), "--sources", r.sources)...)
+	_, err := command(r.source, nil, "go", "run", "./hack/rootfs", "--arch", p.arch, "--out", r.root(p), "--sources", r.sources)
 	return err
 }
 
@@ -91,7 +86,7 @@ func (r *release) buildImage(recipe *recipe, p platform) (*builtImage, error) {
 		return nil, err
 	}
 	for _, copied := range recipe.copies {
-		from := r.repository
+		from := r.source
 		if copied.From != "" {
 			from = filepath.Join(stages, copied.From)
 		}
@@ -123,7 +118,7 @@ func (r *release) buildImage(recipe *recipe, p platform) (*builtImage, error) {
 
 // addCopied adds what COPY copies: what is in a directory, or files.
 func (r *release) addCopied(archive *tar.Writer, from string, sources []string, dest string) error {
-	under := strings.TrimPrefix(path.Dir(dest+"x")+"/", "/") // dest itself, if it ends in a slash
+	under := strings.TrimLeft(path.Dir(dest+"x")+"/", "/") // dest itself, if it ends in a slash
 	for parent := range parents(under) {
 		header := &tar.Header{Typeflag: tar.TypeDir, Name: parent, Mode: 0o755, ModTime: r.time, Format: tar.FormatPAX}
 		if err := archive.WriteHeader(header); err != nil {
@@ -153,7 +148,7 @@ func (r *release) addCopied(archive *tar.Writer, from string, sources []string, 
 func parents(dir string) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		for i, c := range dir {
-			if c == '/' && i > 0 && !yield(dir[:i+1]) {
+			if c == '/' && !yield(dir[:i+1]) {
 				return
 			}
 		}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +17,8 @@ import (
 // input is what the releaser decides.
 type input struct {
 	version, image, url string
+	plugins             string // platforms
+	sources             string // apt's, a file; none: this machine's
 }
 
 // check names each variable of `make release` that is wrong, and what to give.
@@ -32,6 +37,9 @@ func (in input) check() error {
 	} else if _, err := name.NewRepository(in.image); err != nil {
 		problems = append(problems, fmt.Errorf("IMAGE=%s is not a repository without a tag, such as "+
 			"registry.example.com/imds-guard (the tag is VERSION): %w", in.image, err))
+	} else if _, err := name.NewRepository(in.image, name.StrictValidation); err != nil {
+		problems = append(problems, fmt.Errorf("IMAGE=%s lacks the registry or the path in it, and nodes would ask Docker Hub: "+
+			"give both, such as registry.example.com/imds-guard (Docker Hub is docker.io/OWNER/imds-guard)", in.image))
 	}
 	if !strings.HasPrefix(in.url, "https://") {
 		problems = append(problems, fmt.Errorf("URL=%s is not where the archives will be downloaded from: give an https:// address, "+
@@ -40,9 +48,25 @@ func (in input) check() error {
 	return errors.Join(problems...)
 }
 
+// readSources reads the apt sources that are given.
+func (r *release) readSources() error {
+	if r.sources == "" {
+		return nil
+	}
+	text, err := os.ReadFile(r.sources)
+	if err == nil && len(bytes.TrimSpace(text)) == 0 {
+		err = errors.New("it is empty")
+	}
+	if err != nil {
+		return fmt.Errorf("SOURCES=%s can't be read: give a file of apt sources, or leave it out: %w", r.sources, err)
+	}
+	r.apt = string(text)
+	return nil
+}
+
 // readCommit reads what is released, and refuses a work tree that is something else.
 func (r *release) readCommit() error {
-	changes, err := r.git("status", "--porcelain")
+	changes, err := r.git("status", "--porcelain", "--untracked-files=normal")
 	if err != nil {
 		return err
 	}
@@ -66,6 +90,22 @@ func (r *release) readCommit() error {
 	}
 	r.time, err = time.Parse(time.RFC3339, date)
 	r.time = r.time.UTC()
+	return err
+}
+
+// export writes the commit's files to where all is made of them. In the work tree there may be others that git says nothing of, such
+// as an editor's copies that it ignores; and Helm would pack them.
+func (r *release) export() error {
+	archive := filepath.Join(r.work, "source.tar")
+	// As they are in the commit, whatever the end of a line is here.
+	if _, err := r.git("-c", "core.autocrlf=false", "-c", "core.eol=lf", "archive", "--format=tar", "--output", archive, r.commit); err != nil {
+		return err
+	}
+	r.source = filepath.Join(r.work, "source")
+	if err := os.Mkdir(r.source, 0o755); err != nil {
+		return err
+	}
+	_, err := command(r.source, nil, "tar", "-xf", archive)
 	return err
 }
 

@@ -116,6 +116,12 @@ func (m *made) testProgram(t *testing.T, archive, program string, p platform) {
 	for _, setting := range info.Settings {
 		settings[setting.Key] = setting.Value
 	}
+	// The least of each kind of processor, so that it runs on all.
+	for level, want := range map[string]string{"GOAMD64": "v1", "GOARM64": "v8.0"} {
+		if got, ok := settings[level]; ok && got != want {
+			t.Errorf("%s: %s needs %s=%s", archive, program, level, got)
+		}
+	}
 	if settings["GOOS"] != p.os || settings["GOARCH"] != p.arch || settings["CGO_ENABLED"] != "0" {
 		t.Errorf("%s: %s is built for %v", archive, program, settings)
 	}
@@ -233,6 +239,11 @@ func (m *made) testChart(t *testing.T) {
 			t.Errorf("the chart has no %s", file)
 		}
 	}
+	for file := range files {
+		if strings.Contains(file, "stray") {
+			t.Errorf("the chart has %s, which no commit has", file)
+		}
+	}
 	chart, err := command(m.dir, nil, os.Getenv("HELM"), "show", "chart", name)
 	if err != nil {
 		t.Fatal(err)
@@ -270,11 +281,22 @@ func (m *made) testImagesOf(t *testing.T, name, manifest string) {
 	}
 }
 
-func (m *made) testProvenance(t *testing.T) {
+func (m *made) provenance(t *testing.T) statement {
+	t.Helper()
 	var s statement
 	if err := json.Unmarshal(m.files["provenance.intoto.json"], &s); err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+func (m *made) madeOf(t *testing.T) []resource {
+	t.Helper()
+	return m.provenance(t).Predicate.BuildDefinition.ResolvedDependencies
+}
+
+func (m *made) testProvenance(t *testing.T) {
+	s := m.provenance(t)
 	subjects := map[string]string{}
 	for _, subject := range s.Subject {
 		subjects[subject.Name] = subject.Digest["sha256"]
@@ -284,7 +306,11 @@ func (m *made) testProvenance(t *testing.T) {
 			t.Errorf("%s is said to be %q", name, subjects[name])
 		}
 	}
-	of := s.Predicate.BuildDefinition.ResolvedDependencies
+	given := s.Predicate.BuildDefinition.ExternalParameters
+	if given["VERSION"] != testVersion || given["IMAGE"] != testImage || given["PLUGINS"] != "linux/amd64 windows/amd64" {
+		t.Errorf("made with %v", given)
+	}
+	of := m.madeOf(t)
 	if of[0].Digest["gitCommit"] != m.commit {
 		t.Errorf("made of %v, not of the commit %s", of[0], m.commit)
 	}

@@ -17,11 +17,12 @@ import (
 type release struct {
 	input
 	repository string     // the work tree
+	source     string     // the commit's files: all is made of these
 	out        string     // where everything goes
 	work       string     // what only this program needs
 	helm       string     // the program
-	plugins    []platform // of the kubectl plugin
-	sources    string     // apt's, if not this machine's
+	platforms  []platform // of the kubectl plugin
+	apt        string     // text of the apt sources, if not this machine's
 	commit     string     // in full
 	time       time.Time  // the commit's: all that is made is that old
 	debs       []resource // of which the images were made
@@ -36,9 +37,9 @@ func main() {
 	flag.StringVar(&r.helm, "helm", "", "helm's path")
 	flag.StringVar(&r.sources, "sources", "", "apt sources file for Debian's packages, instead of this machine's mirror")
 	flag.StringVar(&r.out, "out", "", "directory to make; what is in it is lost")
-	plugins := flag.String("plugins", "", "platforms of the kubectl plugin")
+	flag.StringVar(&r.plugins, "plugins", "", "platforms of the kubectl plugin")
 	flag.Parse()
-	if err := r.run(*plugins); err != nil {
+	if err := r.run(); err != nil {
 		for line := range strings.Lines(err.Error()) {
 			fmt.Fprint(os.Stderr, "release: ", strings.TrimSuffix(line, "\n"), "\n")
 		}
@@ -46,17 +47,19 @@ func main() {
 	}
 }
 
-func (r *release) run(plugins string) error {
+func (r *release) run() error {
 	// Nothing is made, and nothing of an earlier release is lost, before all of this is known to be right.
-	var err error
-	r.plugins, err = parsePlatforms(plugins)
-	if err := errors.Join(r.input.check(), err, r.readCommit()); err != nil {
+	err := errors.Join(r.input.check(), r.readPlatforms(), r.readSources(), r.readCommit())
+	if err != nil {
 		return err
 	}
 	if r.work, err = os.MkdirTemp("", "release-"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(r.work)
+	if err := r.export(); err != nil {
+		return err
+	}
 	// Half a release must not look like one.
 	final := r.out
 	r.out += ".new"

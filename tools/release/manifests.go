@@ -16,10 +16,7 @@ import (
 // makeManifests makes the chart's package and the plain manifests, both with the image filled in. It is named by its digest, too:
 // whatever its tag is made to mean later, nodes run what this release has.
 func (r *release) makeManifests(digest string) error {
-	deploy := filepath.Join(r.work, "deploy")
-	if err := os.CopyFS(deploy, os.DirFS(filepath.Join(r.repository, "deploy"))); err != nil {
-		return err
-	}
+	deploy := filepath.Join(r.source, "deploy")
 	chart := filepath.Join(deploy, "chart/imds-guard")
 	version := strings.TrimPrefix(r.version, "v")
 	if err := edit(filepath.Join(chart, "Chart.yaml"), map[string]string{
@@ -99,7 +96,7 @@ func (r *release) repack(name string) error {
 		return err
 	}
 	for _, file := range legal {
-		content, err := os.ReadFile(filepath.Join(r.repository, file))
+		content, err := os.ReadFile(filepath.Join(r.source, file))
 		if err != nil {
 			return err
 		}

@@ -3,9 +3,11 @@ package main
 import (
 	"cmp"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -25,17 +27,31 @@ func (p platform) suffix() string {
 // nodes are the platforms of the agent, and of the image. The plugin's are given.
 var nodes = []platform{{"linux", "amd64"}, {"linux", "arm64"}}
 
-// parsePlatforms reads linux/amd64 and the like.
-func parsePlatforms(list string) ([]platform, error) {
-	var platforms []platform
-	for field := range strings.FieldsSeq(list) {
-		os, arch, ok := strings.Cut(field, "/")
-		if !ok {
-			return nil, fmt.Errorf("PLUGINS has %s, which is not a platform such as linux/amd64", field)
-		}
-		platforms = append(platforms, platform{os, arch})
+// readPlatforms reads linux/amd64 and the like.
+func (r *release) readPlatforms() error {
+	compiled, err := command("", nil, "go", "tool", "dist", "list")
+	if err != nil {
+		return err
 	}
-	return platforms, nil
+	known := strings.Fields(compiled)
+	var problems []error
+	for field := range strings.FieldsSeq(r.plugins) {
+		os, arch, _ := strings.Cut(field, "/")
+		p := platform{os, arch}
+		switch {
+		case !slices.Contains(known, field):
+			problems = append(problems, fmt.Errorf("PLUGINS has %s, which is not a platform such as linux/amd64 "+
+				"(`go tool dist list` prints all)", field))
+		case slices.Contains(r.platforms, p):
+			problems = append(problems, fmt.Errorf("PLUGINS has %s twice: leave one", field))
+		default:
+			r.platforms = append(r.platforms, p)
+		}
+	}
+	if len(problems) == 0 && len(r.platforms) == 0 {
+		return errors.New("PLUGINS is empty: give platforms such as linux/amd64, or leave it out for the usual ones")
+	}
+	return errors.Join(problems...)
 }
 
 const (
@@ -53,7 +69,7 @@ func (r *release) makePrograms() error {
 		}
 	}
 	krew := krewManifest(r.version)
-	for _, p := range r.plugins {
+	for _, p := range r.platforms {
 		archive, sum, err := r.makeProgram(plugin, p)
 		if err != nil {
 			return err
@@ -75,7 +91,7 @@ func (r *release) binary(program string, p platform) string {
 // makeProgram compiles a program and makes its archive and its SBOM.
 func (r *release) makeProgram(program string, p platform) (archive, sum string, err error) {
 	binary := r.binary(program, p)
-	_, err = command(r.repository, []string{"GOOS=" + p.os, "GOARCH=" + p.arch, "VERSION=" + r.version, "COMMIT=" + r.commit[:12]},
+	_, err = command(r.source, []string{"GOOS=" + p.os, "GOARCH=" + p.arch, "VERSION=" + r.version, "COMMIT=" + r.commit[:12]},
 		"hack/build", filepath.Dir(binary), "./cmd/"+program)
 	if err != nil {
 		return "", "", err
@@ -83,7 +99,7 @@ func (r *release) makeProgram(program string, p platform) (archive, sum string, 
 	name := fmt.Sprintf("%s_%s_%s", program, r.version, p)
 	files := []string{binary}
 	for _, file := range legal {
-		files = append(files, filepath.Join(r.repository, file))
+		files = append(files, filepath.Join(r.source, file))
 	}
 	format, pack := ".tar.gz", tarGzOf
 	if p.os == "windows" {

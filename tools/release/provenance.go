@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 )
 
 const (
@@ -56,7 +57,13 @@ func (r *release) makeProvenance() error {
 	}
 	b := &s.Predicate.BuildDefinition
 	b.BuildType = document
-	b.ExternalParameters = map[string]string{"VERSION": r.version, "IMAGE": r.image, "URL": r.url}
+	b.ExternalParameters = map[string]string{
+		"VERSION": r.version, "IMAGE": r.image, "URL": r.url, "PLUGINS": strings.Join(strings.Fields(r.plugins), " "),
+	}
+	if r.apt != "" {
+		// The file's name would be the builder's own business; to compare it, its text is what counts.
+		b.ExternalParameters["SOURCES"] = fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(r.apt)))
+	}
 	b.InternalParameters = map[string]string{"go": runtime.Version()}
 	b.ResolvedDependencies = append([]resource{
 		{URI: "git+" + home + "@" + r.version, Digest: map[string]string{"gitCommit": r.commit}},

@@ -2,9 +2,12 @@
 package main
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -18,20 +21,28 @@ const (
 var testPlugins = []platform{{"linux", "amd64"}, {"windows", "amd64"}}
 
 func TestRelease(t *testing.T) {
-	first, second := clone(t), clone(t)
-	for _, dir := range []string{first, second} {
-		if out, err := makeRelease(t, dir, "VERSION="+testVersion, "IMAGE="+testImage, "PLUGINS=linux/amd64 windows/amd64"); err != nil {
-			t.Fatalf("%v:\n%s", err, out)
-		}
+	commit := current(t)
+	builders := []builder{
+		{tree: clone(t, commit), umask: "022"},
+		// Somebody else, who compiles their own programs in another way.
+		{tree: clone(t, commit), umask: "077", env: []string{"TZ=Pacific/Auckland", "GOARM64=v9.0", "GOFLAGS=-tags=elsewhere"}},
 	}
-	made := readMade(t, first)
+	hide(t, builders[0].tree)
+	both := []*made{builders[0].make(t), builders[1].make(t)}
+	// Debian publishes when it wants to, in between as well: then the older one is made again.
+	for again := 0; !reflect.DeepEqual(both[0].madeOf(t), both[1].madeOf(t)); again++ {
+		if again == 3 {
+			t.Fatalf("made of other things each time: %v, %v", both[0].madeOf(t), both[1].madeOf(t))
+		}
+		both[again%2] = builders[again%2].make(t)
+	}
+	made := both[0]
 	t.Run("the same bytes each time", func(t *testing.T) {
-		again := readMade(t, second)
-		if len(again.files) != len(made.files) {
-			t.Errorf("%d files were made at first, then %d", len(made.files), len(again.files))
+		if len(both[1].files) != len(made.files) {
+			t.Errorf("one has %d files, the other %d", len(made.files), len(both[1].files))
 		}
 		for name, content := range made.files {
-			if string(again.files[name]) != string(content) {
+			if string(both[1].files[name]) != string(content) {
 				t.Errorf("%s differs", name)
 			}
 		}
@@ -48,7 +59,12 @@ func TestRelease(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	tree := clone(t)
+	tree := clone(t, current(t))
+	// These are not what the releaser says on the command line.
+	t.Setenv("URL", "ftp")
+	t.Setenv("PLUGINS", "linux")
+	t.Setenv("SOURCES", "/nonexistent")
+	const to = "IMAGE=" + testImage
 	for _, test := range []struct {
 		name   string
 		args   []string
@@ -56,13 +72,20 @@ func TestRefused(t *testing.T) {
 		want   []string
 	}{
 		{"nothing given", nil, nil, []string{"VERSION is missing: give", "IMAGE is missing: give"}},
-		{"no version", []string{"VERSION=1.2.3", "IMAGE=" + testImage}, nil, []string{"VERSION=1.2.3 is not"}},
-		{"half a version", []string{"VERSION=v1.2", "IMAGE=" + testImage}, nil, []string{"VERSION=v1.2 is not"}},
-		{"build metadata", []string{"VERSION=v1.2.3+4", "IMAGE=" + testImage}, nil, []string{"VERSION=v1.2.3+4 is not"}},
-		{"a tag", []string{"VERSION=v1.2.3", "IMAGE=" + testImage + ":v1.2.3"}, nil, []string{"IMAGE=" + testImage + ":v1.2.3 is not"}},
-		{"no platform", []string{"VERSION=v1.2.3", "IMAGE=" + testImage, "PLUGINS=linux"}, nil, []string{"PLUGINS has linux, which is not"}},
-		{"no address", []string{"VERSION=v1.2.3", "IMAGE=" + testImage, "URL=ftp"}, nil, []string{"URL=ftp is not"}},
-		{"tagged elsewhere", []string{"VERSION=v1.2.3", "IMAGE=" + testImage}, func() error {
+		{"no version", []string{"VERSION=1.2.3", to}, nil, []string{"VERSION=1.2.3 is not"}},
+		{"half a version", []string{"VERSION=v1.2", to}, nil, []string{"VERSION=v1.2 is not"}},
+		{"build metadata", []string{"VERSION=v1.2.3+4", to}, nil, []string{"VERSION=v1.2.3+4 is not"}},
+		{"a tag", []string{"VERSION=v1.2.3", to + ":v1.2.3"}, nil, []string{to + ":v1.2.3 is not"}},
+		{"no registry", []string{"VERSION=v1.2.3", "IMAGE=imds-guard"}, nil, []string{"IMAGE=imds-guard lacks the registry"}},
+		{"no path", []string{"VERSION=v1.2.3", "IMAGE=registry.example.com"}, nil, []string{"IMAGE=registry.example.com lacks the registry"}},
+		{"no platforms", []string{"VERSION=v1.2.3", to, "PLUGINS="}, nil, []string{"PLUGINS is empty"}},
+		{"wrong platforms", []string{"VERSION=v1.2.3", to, "PLUGINS=linux linux/ linux/amd65 linux/amd64 linux/amd64"}, nil, []string{
+			"PLUGINS has linux, which is not", "PLUGINS has linux/, which is not", "PLUGINS has linux/amd65, which is not",
+			"PLUGINS has linux/amd64 twice",
+		}},
+		{"no address", []string{"VERSION=v1.2.3", to, "URL=ftp"}, nil, []string{"URL=ftp is not"}},
+		{"no sources", []string{"VERSION=v1.2.3", to, "SOURCES=/nonexistent"}, nil, []string{"SOURCES=/nonexistent can't be read"}},
+		{"tagged elsewhere", []string{"VERSION=v1.2.3", to}, func() error {
 			// Not HEAD~1: a shallow clone has none.
 			commit, err := command(tree, nil, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit-tree", "-m", "another", "HEAD^{tree}")
 			if err != nil {
@@ -71,7 +94,10 @@ func TestRefused(t *testing.T) {
 			_, err = command(tree, nil, "git", "tag", "v1.2.3", strings.TrimSpace(commit))
 			return err
 		}, []string{"VERSION=v1.2.3 is tagged already"}},
-		{"changed work tree", []string{"VERSION=v2.0.0", "IMAGE=" + testImage}, func() error {
+		{"changed work tree", []string{"VERSION=v2.0.0", to}, func() error {
+			if _, err := command(tree, nil, "git", "config", "status.showUntrackedFiles", "no"); err != nil {
+				return err
+			}
 			return os.WriteFile(filepath.Join(tree, "deploy/new.yaml"), nil, 0o644)
 		}, []string{"the work tree has changes (?? deploy/new.yaml)"}},
 	} {
@@ -81,7 +107,7 @@ func TestRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			out, err := makeRelease(t, tree, test.args...)
+			out, err := builder{tree: tree, umask: "022"}.release(t, test.args...)
 			if err == nil {
 				t.Error("it was not refused")
 			}
@@ -100,26 +126,29 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// clone is the work tree, with changes to files that git knows, in a place of its own.
-func clone(t *testing.T) string {
+// current is a commit of the work tree, with the changes to files that git knows. It is another one each second.
+func current(t *testing.T) string {
+	t.Helper()
+	commit := git(t, "-c", "user.name=test", "-c", "user.email=test@example.com", "stash", "create")
+	return git(t, "rev-parse", cmp.Or(commit, "HEAD"))
+}
+
+func git(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := command("../..", nil, "git", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// clone is a commit of the work tree in a place of its own.
+func clone(t *testing.T, commit string) string {
 	t.Helper()
 	dir := t.TempDir()
-	git := func(args ...string) string {
-		t.Helper()
-		out, err := command("../..", nil, "git", args...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
-	commit := git("-c", "user.name=test", "-c", "user.email=test@example.com", "stash", "create")
-	if commit == "" {
-		commit = "HEAD"
-	}
-	commit = git("rev-parse", commit)
-	git("clone", "--quiet", "--no-checkout", ".", dir)
-	git("-C", dir, "fetch", "--quiet", "origin", commit)
-	git("-C", dir, "checkout", "--quiet", "--detach", commit)
+	git(t, "clone", "--quiet", "--no-checkout", ".", dir)
+	git(t, "-C", dir, "fetch", "--quiet", "origin", commit)
+	git(t, "-C", dir, "checkout", "--quiet", "--detach", commit)
 	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -129,18 +158,53 @@ func clone(t *testing.T) string {
 	return dir
 }
 
-// makeRelease runs what the releaser runs. Not an option of theirs: -o, by which the helm that is there will do.
-func makeRelease(t *testing.T, dir string, variables ...string) (string, error) {
+// hide changes a work tree in ways that `git status` is silent about.
+func hide(t *testing.T, tree string) {
 	t.Helper()
-	cmd := exec.Command("make", append([]string{"--no-print-directory", "-o", "bin/helm", "release"}, variables...)...)
-	cmd.Dir = dir
+	git(t, "-C", tree, "update-index", "--assume-unchanged", "LICENSE")
+	for name, content := range map[string]string{
+		"LICENSE":           "another licence\n",
+		".git/info/exclude": "*~\n",
+		"deploy/chart/imds-guard/templates/stray.yaml~": "apiVersion: v1\nkind: Secret\nmetadata:\n  name: stray\n",
+	} {
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if changes := git(t, "-C", tree, "status", "--porcelain"); changes != "" {
+		t.Fatalf("git does see %s", changes)
+	}
+}
+
+// builder is somebody who makes releases.
+type builder struct {
+	tree, umask string
+	env         []string
+}
+
+func (b builder) make(t *testing.T) *made {
+	t.Helper()
+	out, err := b.release(t, "VERSION="+testVersion, "IMAGE="+testImage, "PLUGINS=linux/amd64 windows/amd64")
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, out)
+	}
+	t.Log("\n" + out)
+	return readMade(t, b.tree)
+}
+
+// release runs what the releaser runs. Not an option of theirs: -o, by which the helm that is there will do.
+func (b builder) release(t *testing.T, variables ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command("sh", append([]string{"-c", `umask "$0" && exec make --no-print-directory -o bin/helm release "$@"`, b.umask}, variables...)...)
+	cmd.Dir = b.tree
 	for _, variable := range os.Environ() {
-		// Those of the make that runs this test.
-		if name, _, _ := strings.Cut(variable, "="); name != "MAKEFLAGS" && name != "MAKELEVEL" && name != "VERSION" && name != "IMAGE" {
+		name, _, _ := strings.Cut(variable, "=")
+		// Those of the make that runs this test, and of whoever runs that.
+		if !slices.Contains([]string{"MAKEFLAGS", "MAKELEVEL", "VERSION", "IMAGE", "URL", "PLUGINS", "SOURCES"}, name) {
 			cmd.Env = append(cmd.Env, variable)
 		}
 	}
-	cmd.Env = append(cmd.Env, "TMPDIR="+t.TempDir())
+	cmd.Env = append(append(cmd.Env, "TMPDIR="+t.TempDir()), b.env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
