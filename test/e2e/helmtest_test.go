@@ -1,6 +1,6 @@
 //go:build e2e
 
-// Scenario 16: `helm test` tells a guarded node from an open one, and both from one without a metadata service.
+// Scenario 17: `helm test` tells a guarded node from an open one, and both from one without a metadata service.
 
 package e2e
 
