@@ -31,6 +31,9 @@ func TestHelmTest(t *testing.T) {
 	if log := node.Kubectl(t, "-n", namespace, "logs", control); !strings.Contains(log, imdsIP+": answered") {
 		t.Errorf("the control says %s", log)
 	}
+	if log := node.Kubectl(t, "-n", namespace, "logs", test); !strings.Contains(log, "proven: pods are kept away") {
+		t.Errorf("the test says %s", log)
+	}
 
 	step(t, "the metadata service is off")
 	node.Component(t, "stop", "imds")
