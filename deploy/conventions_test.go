@@ -170,7 +170,6 @@ func TestExtras(t *testing.T) {
 		`extraObjects[1]=apiVersion: v1
 kind: Secret
 metadata: {name: b-{{ .Release.Name }}}`).check(t, []check{
-		{agent + "args 4", `"--config=/etc/x.yaml"`},
 		{agent + "env A value", `"b"`},
 		{agent + "volumeMounts x mountPath", `"/etc/x"`},
 		{pod + "volumes x configMap name", `"x"`},
@@ -299,7 +298,7 @@ func TestHelmTestPods(t *testing.T) {
 		return docs
 	}
 	const control, test = "Pod/imds-guard-test-control ", "Pod/imds-guard-test "
-	docs := pods("podAnnotations.note=a", "podLabels.team=b", "imagePullSecrets[0].name=c", "test.tolerations[0].operator=Exists", "hardened=true")
+	docs := pods("podAnnotations.note=a", "podLabels.team=b", "imagePullSecrets[0].name=c", "test.tolerations[0].operator=Exists", "test.node=d", "hardened=true")
 	docs.kinds(t, "Pod/imds-guard-test-control", "Pod/imds-guard-test")
 	for p, more := range map[string][3]string{control: {`true`, `"0"`, `"--want=answer"`}, test: {`null`, `"1"`, `"--want=none"`}} {
 		docs.check(t, []check{
@@ -317,7 +316,8 @@ func TestHelmTestPods(t *testing.T) {
 			{p + "spec restartPolicy", `"Never"`},
 			{p + "spec imagePullSecrets", `[{"name":"c"}]`},
 			{p + "spec tolerations", `[{"operator":"Exists"}]`},
-			{p + "spec nodeSelector", `{"kubernetes.io/os":"linux"}`},
+			{p + "spec nodeSelector", `{"kubernetes.io/hostname":"d","kubernetes.io/os":"linux"}`},
+			{p + "spec containers ask env NODE_NAME valueFrom fieldRef fieldPath", `"spec.nodeName"`},
 			{p + "spec affinity nodeAffinity requiredDuringSchedulingIgnoredDuringExecution nodeSelectorTerms 0 matchExpressions 0 values", `["fargate","hybrid"]`},
 		})
 	}
@@ -327,6 +327,12 @@ func TestHelmTestPods(t *testing.T) {
 		"agent.hostNetworkPods=block,agent.hostNetworkNamespaces={kube-system,imds-guard}": "none",
 		"agent.hostNetworkPods=audit,agent.hostNetworkNamespaces={a}":                      "none",
 		"agent.hostNetworkPods=block,agent.hostNetworkNamespaces={kube-system,a}":          "refusal",
+		// Without the API, nobody's namespace is known.
+		"agent.hostNetworkPods=block,agent.kubernetes=off": "refusal",
+		// Where pods are answered, the test is there to fail: without one, helm test would pass.
+		"agent.mode=audit": "none",
+		"cleanup.run=true": "none",
+		"agent.mode=audit,agent.hostNetworkPods=block,agent.hostNetworkNamespaces={a}": "none",
 	} {
 		docs := pods(values)
 		docs.check(t, []check{{test + "spec containers ask args", `["ask","--want=` + want + `"]`}})
@@ -334,10 +340,8 @@ func TestHelmTestPods(t *testing.T) {
 			t.Errorf("%s: a control is there: %t", values, there)
 		}
 	}
-	// Where pods are meant to be answered, there is nothing to test.
-	for _, values := range []string{"agent.mode=audit", "cleanup.run=true"} {
-		pods(values).kinds(t)
-	}
+	// The node is the test's alone.
+	mustRender(t, "test.node=d").check(t, []check{{pod + "nodeSelector", `{"kubernetes.io/os":"linux"}`}})
 }
 
 // Whoever applies a plain manifest as it is gets no image from anybody, and is told what to put there. `make release` puts it there.

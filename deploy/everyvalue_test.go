@@ -75,6 +75,7 @@ var samples = map[string]sample{
 	"policies probes":            {value: "true"},
 	"cleanup run":                {value: "true"},
 	"cleanup onUninstall":        {value: "true"},
+	"test node":                  {value: "node-a"},
 	"test tolerations":           {value: aToleration},
 	"prometheusAnnotations":      {value: "false"},
 

@@ -79,3 +79,23 @@ func TestWhichInterfacesLeadToPods(t *testing.T) {
 		t.Run(c.name, c.run)
 	}
 }
+
+// Containers come and go. Between two of them docker0 has no port, and is not an unused one all the same.
+func TestABridgeThatWasUsedStaysOnTheList(t *testing.T) {
+	t.Parallel()
+	n := testnode.Make(t)
+	look := func(when string, want ...string) {
+		t.Helper()
+		if got := sorted(list(t, n).Interfaces); !slices.Equal(got, want) {
+			t.Errorf("%s, pod-side are %q, want %q", when, got, want)
+		}
+	}
+	sh(t, n, "ip netns add pod; ip link add docker0 type bridge; ip addr add 10.9.0.1/24 dev docker0; ip link set docker0 up")
+	look("before the first container")
+	sh(t, n, `ip link add veth1 type veth peer name y1 netns pod; ip link set veth1 master docker0 up
+		ip -n pod addr add 10.9.0.2/24 dev y1; ip -n pod link set y1 up
+		ip netns exec pod bash -c ': </dev/tcp/10.9.0.1/80' 2>&1 | grep 'Connection refused' # by the node: it has got there`)
+	look("with a container", "docker0")
+	sh(t, n, "ip link del veth1")
+	look("after it", "docker0")
+}

@@ -15,7 +15,8 @@ import (
 var cniNames = regexp.MustCompile(`^((eni|vlan)[0-9a-f]{11}|cali[0-9a-f]+|lxc[0-9a-f_]+|knet[0-9a-f]+|cni[0-9]+|cbr0|docker0|br-[0-9a-f]{12})$`)
 
 // podSide picks the interfaces through which pods' packets enter FORWARD. An uplink never counts, whatever else it is.
-// Nor does a bridge without a port: Docker creates docker0 whether or not it ever runs a container.
+// Nor does a bridge that has no port and never had anything to pass up: Docker creates docker0 whether or not it ever runs a
+// container. One that once had counts on while it has no port, or containers that come and go would reset the alert's time.
 func podSide(links []netlink.Link, uplinks map[int]bool) []Interface {
 	var toPods []int
 	bridged := map[int]bool{} // the masters that have a port
@@ -24,7 +25,7 @@ func podSide(links []netlink.Link, uplinks map[int]bool) []Interface {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		named := cniNames.MatchString(a.Name) && (l.Type() != "bridge" || bridged[a.Index])
+		named := cniNames.MatchString(a.Name) && (l.Type() != "bridge" || bridged[a.Index] || passedUp(a))
 		if !uplinks[a.Index] && (hasPeerElsewhere(l) || named) {
 			toPods = append(toPods, a.Index)
 		}
@@ -36,6 +37,11 @@ func podSide(links []netlink.Link, uplinks map[int]bool) []Interface {
 		}
 	}
 	return found
+}
+
+// passedUp reports whether frames have come to the node through a bridge: its own counters are of those alone.
+func passedUp(bridge *netlink.LinkAttrs) bool {
+	return bridge.Statistics != nil && bridge.Statistics.RxPackets > 0
 }
 
 // hasPeerElsewhere reports whether the link is one end of a pair whose other end is in another network namespace: the

@@ -38,7 +38,7 @@ func parseDir(t *testing.T, dir string) (files []*ast.File) {
 // constants returns the values of a package's constants with such names.
 func constants(t *testing.T, pkg, prefix string) (values []string) {
 	t.Helper()
-	for _, f := range parseDir(t, filepath.Join(reference.Root(), pkg)) {
+	for _, f := range parseDir(t, filepath.Join(reference.Root, pkg)) {
 		for _, d := range f.Decls {
 			group, ok := d.(*ast.GenDecl)
 			if !ok || group.Tok != token.CONST {
@@ -85,7 +85,7 @@ func TestLogMessages(t *testing.T) {
 			documented = append(documented, cells[0]+" "+message)
 		}
 	}
-	root := filepath.Join(reference.Root(), "pkg")
+	root := filepath.Join(reference.Root, "pkg")
 	err := filepath.WalkDir(root, func(dir string, d os.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return err

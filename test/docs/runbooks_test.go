@@ -34,15 +34,15 @@ func TestRunbooks(t *testing.T) {
 			} `json:"rules"`
 		} `json:"groups"`
 	}
-	if err := yaml.Unmarshal([]byte(readFile(t, filepath.Join(reference.Root(), alertsFile))), &rules); err != nil {
+	if err := yaml.Unmarshal([]byte(readFile(t, filepath.Join(reference.Root, alertsFile))), &rules); err != nil {
 		t.Fatal(err)
 	}
 	alerts := map[string]bool{}
-	list := readFile(t, filepath.Join(reference.Root(), "docs/operations.md"))
+	list := readFile(t, filepath.Join(reference.Root, "docs/operations.md"))
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {
 			alerts[r.Alert] = true
-			page := readFile(t, filepath.Join(reference.Root(), "docs/runbooks", r.Alert+".md"))
+			page := readFile(t, filepath.Join(reference.Root, "docs/runbooks", r.Alert+".md"))
 			if !strings.HasPrefix(page, "# "+r.Alert+"\n") {
 				t.Errorf("the page of %s does not begin with its name", r.Alert)
 			}
@@ -51,7 +51,7 @@ func TestRunbooks(t *testing.T) {
 			}
 		}
 	}
-	pages, err := filepath.Glob(filepath.Join(reference.Root(), "docs/runbooks/ImdsGuard*.md"))
+	pages, err := filepath.Glob(filepath.Join(reference.Root, "docs/runbooks/ImdsGuard*.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,6 +78,8 @@ kubectl delete deployment,daemonset,job,pod --all -n default --grace-period=1 --
 kubectl delete namespace imds-guard --ignore-not-found
 kubectl delete clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding \
   -l app.kubernetes.io/name=imds-guard --ignore-not-found
+# Those of docs/examples, which have no label.
+kubectl delete validatingadmissionpolicy,validatingadmissionpolicybinding imds-guard-host-network imds-guard-startup-taint --ignore-not-found
 kubectl delete role,rolebinding -n default -l app.kubernetes.io/name=imds-guard --ignore-not-found
 for node in $(kubectl get nodes -o name); do
   kubectl taint "$node" ` + taint + `- || true

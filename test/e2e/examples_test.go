@@ -69,9 +69,6 @@ func TestExamplePolicies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() {
-			node.Kubectl(t, "delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "imds-guard-"+name, "--ignore-not-found")
-		})
 		node.Apply(t, string(manifest))
 	}
 	byPolicy := func(policy string, err error) error {

@@ -1,6 +1,6 @@
 //go:build e2e
 
-// Scenario 16: `helm test` tells a guarded node from an open one, and both from one without a metadata service.
+// Scenario 17: `helm test` tells a guarded node from an open one, and both from one without a metadata service.
 
 package e2e
 
@@ -30,6 +30,9 @@ func TestHelmTest(t *testing.T) {
 	node.Helm(t, "test", "imds-guard", "--timeout=3m")
 	if log := node.Kubectl(t, "-n", namespace, "logs", control); !strings.Contains(log, imdsIP+": answered") {
 		t.Errorf("the control says %s", log)
+	}
+	if log := node.Kubectl(t, "-n", namespace, "logs", test); !strings.Contains(log, "proven: pods are kept away") {
+		t.Errorf("the test says %s", log)
 	}
 
 	step(t, "the metadata service is off")

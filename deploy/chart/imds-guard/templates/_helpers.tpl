@@ -72,6 +72,25 @@ app.kubernetes.io/name: {{ include "imds-guard.name" .root }}{{ with .component 
 {{- if and $seen (ne (include "imds-guard.kubernetes" .) "off") }}true{{ end }}
 {{- end }}
 
+{{/*
+The agent's flags that the chart decides, which are all but --config, and what to do instead of giving them by extraArgs. A test holds
+them against the program's.
+*/}}
+{{- define "imds-guard.decidedFlags" -}}
+{{- range list "mode" "interface" "layers" "podsCgroup" "hostNetworkPods" "hostNetworkNamespaces" "attribution" "backend" "verdict"
+  "resyncPeriod" "probeInterval" "kubernetes" "metricsBindAddress" "healthBindAddress" "logLevel" "logFormat" }}
+{{ kebabcase . }}: set agent.{{ . }}
+{{- end }}
+web-config-file: set webConfig.secretName
+node-name: leave it out, since the pod knows its node
+kubeconfig: leave it out, since the agent has its service account
+{{- end }}
+
+{{/* "true" if the agent reads a file as well, whose settings those on the command line win over. */}}
+{{- define "imds-guard.hasFile" -}}
+{{- range .Values.extraArgs }}{{ if regexMatch "^--config(=|$)" . }}true{{ end }}{{ end }}
+{{- end }}
+
 {{/* enforce or audit. */}}
 {{- define "imds-guard.mode" -}}
 {{ .Values.agent.mode | default "enforce" }}

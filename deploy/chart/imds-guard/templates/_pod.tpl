@@ -14,23 +14,23 @@ priorityClassName: {{ . }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{ include "imds-guard.nodes" . | trim }}
+{{ include "imds-guard.nodes" (dict "root" .) | trim }}
 {{- end }}
 
-{{/* On which nodes imds-guard is, and how they get its image. */}}
+{{/* On which nodes imds-guard is, and how they get its image: (dict "root" $ "labels" …), the labels of the nodes, further ones, optional. */}}
 {{- define "imds-guard.nodes" -}}
-{{- with .Values.nodeSelector -}}
+{{- with merge (.labels | default dict) (.root.Values.nodeSelector | default dict | deepCopy) -}}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{ end }}
-{{- with .Values.affinity -}}
+{{- with .root.Values.affinity -}}
 # Fargate nodes run no DaemonSets. Their taint would say so, but the agent
 # tolerates it, and its pods would stay Pending for ever. Hybrid nodes are not in
 # EC2, and have no metadata service.
 affinity:
   {{- toYaml . | nindent 2 }}
 {{ end }}
-{{- with concat (.Values.imagePullSecrets | default list) (.Values.image.pullSecrets | default list) -}}
+{{- with concat (.root.Values.imagePullSecrets | default list) (.root.Values.image.pullSecrets | default list) -}}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{ end }}
