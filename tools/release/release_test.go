@@ -2,7 +2,6 @@
 package main
 
 import (
-	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,11 +20,11 @@ const (
 var testPlugins = []platform{{"linux", "amd64"}, {"windows", "amd64"}}
 
 func TestRelease(t *testing.T) {
-	commit := current(t)
+	repository := current(t)
 	builders := []builder{
-		{tree: clone(t, commit), umask: "022"},
+		{tree: clone(t, repository), umask: "022"},
 		// Somebody else, who compiles their own programs in another way.
-		{tree: clone(t, commit), umask: "077", env: []string{"TZ=Pacific/Auckland", "GOARM64=v9.0", "GOFLAGS=-tags=elsewhere"}},
+		{tree: clone(t, repository), umask: "077", env: []string{"TZ=Pacific/Auckland", "GOARM64=v9.0", "GOFLAGS=-tags=elsewhere"}},
 	}
 	hide(t, builders[0].tree)
 	both := []*made{builders[0].make(t), builders[1].make(t)}
@@ -126,11 +125,15 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// current is a commit of the work tree, with the changes to files that git knows. It is another one each second.
+// current is a repository of one commit, with the work tree as it is: that may itself have changes, a short history or none.
 func current(t *testing.T) string {
 	t.Helper()
-	commit := git(t, "-c", "user.name=test", "-c", "user.email=test@example.com", "stash", "create")
-	return git(t, "rev-parse", cmp.Or(commit, "HEAD"))
+	dir := t.TempDir()
+	git(t, "init", "--quiet", dir)
+	here := []string{"-c", "user.name=test", "-c", "user.email=test@example.com", "--git-dir", filepath.Join(dir, ".git"), "--work-tree", "."}
+	git(t, append(here, "add", "--all")...)
+	git(t, append(here, "commit", "--quiet", "--message", "the work tree")...)
+	return dir
 }
 
 func git(t *testing.T, args ...string) string {
@@ -142,13 +145,11 @@ func git(t *testing.T, args ...string) string {
 	return out
 }
 
-// clone is a commit of the work tree in a place of its own.
-func clone(t *testing.T, commit string) string {
+// clone is a work tree of such a repository, in a place of its own.
+func clone(t *testing.T, repository string) string {
 	t.Helper()
 	dir := t.TempDir()
-	git(t, "clone", "--quiet", "--no-checkout", ".", dir)
-	git(t, "-C", dir, "fetch", "--quiet", "origin", commit)
-	git(t, "-C", dir, "checkout", "--quiet", "--detach", commit)
+	git(t, "clone", "--quiet", repository, dir)
 	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
