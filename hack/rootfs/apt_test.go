@@ -7,9 +7,9 @@ import (
 
 func TestDebianSources(t *testing.T) {
 	const (
-		debian   = "http://deb.debian.org/debian"
-		security = "http://deb.debian.org/debian-security"
-		docker   = "https://download.docker.com/linux/debian"
+		debian   = "http://a.example/debian"
+		security = "http://a.example/debian-security"
+		docker   = "https://docker.example/linux/debian"
 	)
 	for name, test := range map[string]struct {
 		here  []string // what apt would fetch

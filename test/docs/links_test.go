@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"unicode"
+
+	"github.com/imds-guard/imds-guard/internal/reference"
 )
 
 // home is how documents and annotations that are read elsewhere name a file of this repository.
@@ -24,6 +26,9 @@ var (
 	// An inline link or image, or the definition of a link.
 	link     = regexp.MustCompile(`\]\(<?([^)>\s]+)>?(?: "[^"]*")?\)|^\[[^\]]+\]: +<?([^>\s]+)`)
 	linkText = regexp.MustCompile(`!?\[([^\]]*)\]\([^)]*\)`)
+
+	testFunction = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	testName     = regexp.MustCompile(`\bTest[A-Z]\w+`)
 )
 
 // document is what matters of one: the anchors of its headings, and where it links to.
@@ -133,7 +138,7 @@ func broken(t *testing.T, root string) (links int, problems []string) {
 }
 
 func TestLinks(t *testing.T) {
-	links, problems := broken(t, "../..")
+	links, problems := broken(t, reference.Root)
 	if links == 0 {
 		t.Error("there are no links")
 	}
@@ -145,13 +150,13 @@ func TestLinks(t *testing.T) {
 // A document that says "shown by TestX" is worth nothing once there is no such test.
 func TestNamedTests(t *testing.T) {
 	var tests []string
-	for _, text := range texts(t, "../..", "_test.go") {
-		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(text, -1) {
+	for _, text := range texts(t, reference.Root, "_test.go") {
+		for _, m := range testFunction.FindAllStringSubmatch(text, -1) {
 			tests = append(tests, m[1])
 		}
 	}
-	for path, text := range texts(t, "../..", ".md") {
-		for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(text, -1) {
+	for path, text := range texts(t, reference.Root, ".md") {
+		for _, name := range testName.FindAllString(text, -1) {
 			// The beginning of a name is enough for `go test -run`.
 			if !slices.ContainsFunc(tests, func(test string) bool { return strings.HasPrefix(test, name) }) {
 				t.Errorf("%s names %s, which is no test", path, name)

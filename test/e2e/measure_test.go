@@ -135,7 +135,7 @@ func (n *Node) cost(t *testing.T, do func()) cost {
 	go func() {
 		highest, tick := 0.0, time.Tick(time.Second)
 		for {
-			highest = math.Max(highest, residentMiB(pid))
+			highest = math.Max(highest, residentMiB(fmt.Sprintf("/proc/%d/statm", pid)))
 			select {
 			case <-tick:
 			case <-stop:
@@ -154,9 +154,9 @@ func (n *Node) cost(t *testing.T, do func()) cost {
 	}
 }
 
-// residentMiB returns what /proc says of a process, and 0 if it has ended.
-func residentMiB(pid int) float64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+// residentMiB returns what a process's /proc/PID/statm says, and 0 if it has ended.
+func residentMiB(statm string) float64 {
+	text, err := os.ReadFile(statm)
 	fields := strings.Fields(string(text))
 	if err != nil || len(fields) < 2 {
 		return 0

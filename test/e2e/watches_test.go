@@ -116,13 +116,14 @@ type apiServer struct {
 	pid string
 }
 
-func (a apiServer) fields(name string) []string {
+// stat is what /proc/PID/stat has after the process's name, which may have spaces.
+func (a apiServer) stat() []string {
 	a.t.Helper()
-	text, err := os.ReadFile(node.path("/proc/" + a.pid + "/" + name))
+	text, err := os.ReadFile(node.path("/proc/" + a.pid + "/stat"))
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	return strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:])) // a name may have spaces
+	return strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 }
 
 // cpu is the processor time, of user and kernel, that the process takes while something happens. The kernel counts it in
@@ -130,7 +131,7 @@ func (a apiServer) fields(name string) []string {
 func (a apiServer) cpu(do func()) time.Duration {
 	a.t.Helper()
 	used := func() (ticks int) {
-		for _, field := range a.fields("stat")[11:13] {
+		for _, field := range a.stat()[11:13] {
 			n, err := strconv.Atoi(field)
 			if err != nil {
 				a.t.Fatal(err)
@@ -147,9 +148,9 @@ func (a apiServer) cpu(do func()) time.Duration {
 // memory is what of it is resident, in MiB.
 func (a apiServer) memory() float64 {
 	a.t.Helper()
-	pages, err := strconv.ParseFloat(a.fields("statm")[1], 64)
-	if err != nil {
-		a.t.Fatal(err)
+	resident := residentMiB(node.path("/proc/" + a.pid + "/statm"))
+	if resident == 0 {
+		a.t.Fatal("the API server has ended")
 	}
-	return pages * float64(os.Getpagesize()) / (1 << 20)
+	return resident
 }
