@@ -2,11 +2,7 @@ package main
 
 import (
 	"archive/tar"
-	"bytes"
-	"compress/gzip"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,33 +38,6 @@ func (r *release) makeManifests(digest string) error {
 	return err
 }
 
-func untarGz(packed []byte, dir string) error {
-	decompressed, err := gzip.NewReader(bytes.NewReader(packed))
-	if err != nil {
-		return err
-	}
-	for archive := tar.NewReader(decompressed); ; {
-		header, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		content, err := io.ReadAll(archive)
-		if err != nil {
-			return err
-		}
-		file := filepath.Join(dir, header.Name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(file, content, 0o644); err != nil {
-			return err
-		}
-	}
-}
-
 // edit replaces in a file what each expression finds, which must be there once.
 func edit(file string, replacements map[string]string) error {
 	content, err := os.ReadFile(file)
@@ -87,12 +56,11 @@ func edit(file string, replacements map[string]string) error {
 
 // repack writes what helm has packed, but for the times in it, which are those of the packing.
 func (r *release) repack(name string) error {
-	packed, err := os.ReadFile(filepath.Join(r.work, name))
-	if err != nil {
+	unpacked := filepath.Join(r.work, "chart")
+	if err := os.Mkdir(unpacked, 0o755); err != nil {
 		return err
 	}
-	unpacked := filepath.Join(r.work, "chart")
-	if err := untarGz(packed, unpacked); err != nil {
+	if _, err := command(unpacked, nil, "tar", "-xzf", filepath.Join(r.work, name)); err != nil {
 		return err
 	}
 	for _, file := range legal {
